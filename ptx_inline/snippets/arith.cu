@@ -1,0 +1,72 @@
+// Packed 16-bit arithmetic, bit patterns of floats, and integer permutes that Python has no operator for.
+
+typedef unsigned int u32;
+
+// PTX ISA 4.2+, sm_53.
+extern "C" __device__ u32 mul_rn_f16x2(u32 x, u32 y) {
+  u32 product;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(x), "r"(y));
+  return product;
+}
+
+extern "C" __device__ u32 prmt_b32(u32 x, u32 y, u32 selector) {
+  u32 bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(x), "r"(y), "r"(selector));
+  return bytes;
+}
+
+extern "C" __device__ u32 mov_b32_f32(float value) {
+  u32 bits;
+  asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
+extern "C" __device__ float mov_f32_b32(u32 bits) {
+  float value;
+  asm("mov.b32 %0, %1;" : "=f"(value) : "r"(bits));
+  return value;
+}
+
+// The operand that is not NaN wins, so a running maximum ignores NaN.
+extern "C" __device__ float max_f32(float x, float y) {
+  float larger;
+  asm("max.f32 %0, %1, %2;" : "=f"(larger) : "f"(x), "f"(y));
+  return larger;
+}
+
+extern "C" __device__ float min_f32(float x, float y) {
+  float smaller;
+  asm("min.f32 %0, %1, %2;" : "=f"(smaller) : "f"(x), "f"(y));
+  return smaller;
+}
+
+extern "C" __device__ float rcp_rn_f32(float x) {
+  float reciprocal;
+  asm("rcp.rn.f32 %0, %1;" : "=f"(reciprocal) : "f"(x));
+  return reciprocal;
+}
+
+extern "C" __device__ float fma_rn_f32(float x, float y, float z) {
+  float result;
+  asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(result) : "f"(x), "f"(y), "f"(z));
+  return result;
+}
+
+extern "C" __device__ float abs_f32(float x) {
+  float magnitude;
+  asm("abs.f32 %0, %1;" : "=f"(magnitude) : "f"(x));
+  return magnitude;
+}
+
+// Value of lane `source_lane`, all 32 lanes taking part. PTX ISA 6.0+, sm_30.
+extern "C" __device__ u32 shfl_sync_idx_b32(u32 value, u32 source_lane) {
+  u32 result;
+  asm volatile("shfl.sync.idx.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=r"(result) : "r"(value), "r"(source_lane));
+  return result;
+}
+
+extern "C" __device__ u32 laneid() {
+  u32 lane;
+  asm("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}

@@ -1,0 +1,74 @@
+// Memory movement: vector loads and stores, cp.async, shared-memory addresses.
+// `index` counts elements of the pointer's type; vector forms need the address aligned to their width.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+// 16 bytes through the read-only path; the memory must not be written while the kernel runs. PTX ISA 3.1+.
+extern "C" __device__ void ld_global_nc_v4_u32(u32 *dst, const u32 *base, i64 index) {
+  asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];"
+      : "=r"(dst[0]), "=r"(dst[1]), "=r"(dst[2]), "=r"(dst[3])
+      : "l"(base + index));
+}
+
+extern "C" __device__ void ld_global_nc_v2_u32(u32 *dst, const u32 *base, i64 index) {
+  asm("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(dst[0]), "=r"(dst[1]) : "l"(base + index));
+}
+
+extern "C" __device__ void st_global_v4_u32(u32 *base, i64 index, u32 x, u32 y, u32 z, u32 w) {
+  asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(base + index), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
+
+extern "C" __device__ void st_global_v2_u32(u32 *base, i64 index, u32 x, u32 y) {
+  asm volatile("st.global.v2.u32 [%0], {%1,%2};" ::"l"(base + index), "r"(x), "r"(y) : "memory");
+}
+
+// Generic pointer -> 32-bit address in the shared window, as ldmatrix, cp.async and ld.shared take it.
+extern "C" __device__ u32 cvta_to_shared_u32(const void *pointer) {
+  u64 address;
+  asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(pointer));
+  return (u32)address;
+}
+
+extern "C" __device__ u32 ld_shared_u32(u32 address) {
+  u32 value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+extern "C" __device__ void ld_shared_v4_u32(u32 *dst, u32 address) {
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(dst[0]), "=r"(dst[1]), "=r"(dst[2]), "=r"(dst[3])
+               : "r"(address)
+               : "memory");
+}
+
+extern "C" __device__ void st_shared_u32(u32 address, u32 value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
+extern "C" __device__ void st_shared_v2_u32(u32 address, u32 x, u32 y) {
+  asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(address), "r"(x), "r"(y) : "memory");
+}
+
+// Asynchronous copy of 16 bytes to shared memory, PTX ISA 7.0+, sm_80. Bytes past `src_bytes` (0..16) are zero-filled
+// and not read, which is how edges of a tensor are handled. `base + offset` in bytes.
+extern "C" __device__ void cp_async_cg_16(u32 smem_address, const unsigned char *base, i64 offset, u32 src_bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_address), "l"(base + offset), "r"(src_bytes)
+               : "memory");
+}
+
+extern "C" __device__ void cp_async_ca_4(u32 smem_address, const unsigned char *base, i64 offset, u32 src_bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem_address), "l"(base + offset), "r"(src_bytes)
+               : "memory");
+}
+
+extern "C" __device__ void cp_async_commit_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// The group count is an immediate of the instruction, hence one function each.
+extern "C" __device__ void cp_async_wait_group_0() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+
+extern "C" __device__ void cp_async_wait_group_1() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+
+extern "C" __device__ void cp_async_wait_group_2() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }

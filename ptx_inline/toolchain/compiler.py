@@ -1,0 +1,118 @@
+"""Python function -> LTO-IR -> PTX or cubin, by numba-cuda, NVRTC and nvJitLink; none of it needs a GPU or a driver."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ptx_inline.toolchain.targets import Target
+from ptx_inline.types import numba_type
+
+# Numba's compiler keeps global state.
+_lock = threading.Lock()
+
+# Products and sums are fused only where a kernel writes fma: what one reads is what runs, on every target.
+_LINK_OPTIONS = ("-lto", "-fma=0")
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas reports of a kernel: registers a thread; bytes a thread of stack, spill stores and spill loads; bytes
+    a CTA of static shared memory."""
+
+    registers: int
+    stack_bytes: int
+    spill_store_bytes: int
+    spill_load_bytes: int
+    shared_bytes: int
+
+
+def to_ltoir(function: Callable, signature: tuple[str, ...], target: Target, launch_bounds: tuple | None) -> list[bytes]:
+    """LTO-IR of the kernel and of every snippet that it calls."""
+    from numba import cuda
+    from numba.core import types
+
+    with _lock:
+        objects, _ = cuda.compile_all(
+            function,
+            types.void(*map(numba_type, signature)),
+            device=False,
+            abi="numba",
+            cc=target.compute_capability,
+            output="ltoir",
+            launch_bounds=launch_bounds,
+        )
+    return [item if isinstance(item, bytes) else bytes(item.code) for item in objects]
+
+
+def link_ptx(ltoir: list[bytes], target: Target) -> str:
+    """The final PTX, after link-time optimisation has inlined every snippet."""
+    from cuda.bindings import nvjitlink
+
+    def read(handle) -> bytes:
+        text = bytearray(nvjitlink.get_linked_ptx_size(handle))
+        nvjitlink.get_linked_ptx(handle, text)
+        return bytes(text)
+
+    ptx, _ = _link(ltoir, target, ("-ptx",), read)
+    return ptx.rstrip(b"\0").decode()
+
+
+def link_cubin(ltoir: list[bytes], target: Target) -> tuple[bytes, Resources]:
+    """Machine code and ptxas's resource report."""
+    from cuda.bindings import nvjitlink
+
+    def read(handle) -> bytes:
+        code = bytearray(nvjitlink.get_linked_cubin_size(handle))
+        nvjitlink.get_linked_cubin(handle, code)
+        return bytes(code)
+
+    cubin, log = _link(ltoir, target, ("-Xptxas=-v", "-verbose"), read)
+    return cubin, _parse_resources(log)
+
+
+def entry_name(cubin: bytes) -> str:
+    """The mangled name of the only kernel in a cubin, read off its ``.text.`` section name."""
+    names = set(re.findall(rb"\0\.text\.([\w$]+)(?=\0)", cubin))
+    if len(names) != 1:
+        raise ValueError(f"cubin must hold exactly one kernel, got {len(names)}")
+    return names.pop().decode()
+
+
+def _link(ltoir: list[bytes], target: Target, extra: tuple[str, ...], read: Callable) -> tuple[bytes, str]:
+    from cuda.bindings import nvjitlink
+
+    options = [f"-arch={target.name}", *_LINK_OPTIONS, *extra]
+    handle = nvjitlink.create(len(options), options)
+    try:
+        try:
+            for number, code in enumerate(ltoir):
+                nvjitlink.add_data(handle, nvjitlink.InputType.LTOIR, code, len(code), f"part{number}")
+            nvjitlink.complete(handle)
+        except nvjitlink.nvJitLinkError as error:
+            log = bytearray(nvjitlink.get_error_log_size(handle))
+            nvjitlink.get_error_log(handle, log)
+            raise RuntimeError(f"linking for {target} failed: {log.rstrip(bytes(1)).decode()}") from error
+        log = bytearray(nvjitlink.get_info_log_size(handle))
+        nvjitlink.get_info_log(handle, log)
+        return read(handle), log.decode(errors="replace")
+    finally:
+        nvjitlink.destroy(handle)
+
+
+def _parse_resources(log: str) -> Resources:
+    def number(pattern: str, *, required: bool) -> int:
+        found = re.search(pattern, log)
+        if found is None and required:
+            raise RuntimeError(f"ptxas reported no {pattern!r}; its log was: {log}")
+        return int(found[1]) if found else 0
+
+    return Resources(
+        registers=number(r"Used (\d+) registers", required=True),
+        stack_bytes=number(r"(\d+) bytes stack frame", required=True),
+        spill_store_bytes=number(r"(\d+) bytes spill stores", required=True),
+        spill_load_bytes=number(r"(\d+) bytes spill loads", required=True),
+        shared_bytes=number(r"(\d+) bytes smem", required=False),
+    )

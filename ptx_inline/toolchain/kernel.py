@@ -1,0 +1,154 @@
+"""``Kernel``: one Numba CUDA Python function with fixed constants, for every target."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from ptx_inline.toolchain import cache as disk
+from ptx_inline.toolchain.compiler import Resources, entry_name, link_cubin, link_ptx, to_ltoir
+from ptx_inline.toolchain.disasm import disassemble
+from ptx_inline.toolchain.launcher import LoadedKernel, current_device, device_target, resolve
+from ptx_inline.toolchain.targets import Target
+from ptx_inline.types import check_type
+
+_COMPILER = Path(__file__).parent
+_PACKAGE = _COMPILER.parent
+
+
+class Kernel:
+    """A GPU kernel, compiled at first use for each target and kept on disk.
+
+    ``factory(**constants)`` returns the Python function to compile; what it closes over is a compile-time constant. It
+    imports ``numba.cuda`` inside, so that a process that finds its cubin in the cache never imports Numba.
+
+    Args:
+        factory: module-level function, or one defined in a notebook.
+        signature: argument types, e.g. ``("u16*", "f32*", "i64")``; see :mod:`ptx_inline.types`.
+        constants: keyword arguments of the factory; numbers, strings, booleans or tuples of them.
+        launch_bounds: ``(max_threads,)`` or ``(max_threads, min_ctas_per_sm)``, as CUDA's ``__launch_bounds__``.
+
+    Raises ``TypeError`` or ``ValueError`` for a constant or a type that is none of these.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[..., Callable],
+        signature: Sequence[str],
+        constants: Mapping[str, object] | None = None,
+        launch_bounds: tuple[int, ...] | None = None,
+    ):
+        self.factory = factory
+        self.signature = tuple(map(check_type, signature))
+        self.constants = dict(constants or {})
+        self.launch_bounds = launch_bounds
+        for name, value in self.constants.items():
+            _check_constant(name, value)
+        self._cubins: dict[Target, tuple[bytes, str, Resources]] = {}
+        self._loaded: dict[int, LoadedKernel] = {}
+
+    @property
+    def name(self) -> str:
+        """Factory and constants, for messages."""
+        constants = ", ".join(f"{name}={value!r}" for name, value in self.constants.items())
+        return f"{self.factory.__module__}.{self.factory.__qualname__}({constants})"
+
+    def ltoir(self, target: str | Target) -> list[bytes]:
+        """LTO-IR of the kernel and of each snippet that it uses."""
+        function = self.factory(**self.constants)
+        return to_ltoir(function, self.signature, Target.parse(target), self.launch_bounds)
+
+    def ptx(self, target: str | Target) -> str:
+        """The final PTX, with every snippet inlined."""
+        target = Target.parse(target)
+        return link_ptx(self.ltoir(target), target)
+
+    def cubin(self, target: str | Target) -> bytes:
+        """Machine code, from the disk cache if it is there."""
+        return self._compiled(Target.parse(target))[0]
+
+    def resources(self, target: str | Target) -> Resources:
+        """Registers, spills and shared memory as ptxas reported them."""
+        return self._compiled(Target.parse(target))[2]
+
+    def sass(self, target: str | Target) -> str:
+        """Disassembly of the machine code."""
+        return disassemble(self.cubin(target))
+
+    def launch(
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: Sequence,
+        *,
+        smem_bytes: int = 0,
+        stream: int | None = None,
+    ) -> None:
+        """Queue one launch; safe while a CUDA graph is captured on the stream, once a first launch has loaded the code.
+
+        Args:
+            grid: CTAs in x, y, z. block: threads in x, y, z.
+            arguments: one a type of the signature: for a pointer an address or an array in GPU memory (torch, or
+                anything with DLPack or ``__cuda_array_interface__``), else a number in the type's range.
+            smem_bytes: dynamic shared memory, up to the device's opt-in limit.
+            stream: a CUDA stream handle; the current stream of the first array's library if ``None``.
+
+        Raises ``TypeError`` or ``ValueError`` for arguments that do not fit, before anything is queued.
+        """
+        device, handle, raw = resolve(self.signature, arguments, stream)
+        self.load(device).launch(device, grid, block, raw, smem_bytes, handle)
+
+    def load(self, device: int | None = None) -> LoadedKernel:
+        """Compile (or read from the cache) and load for a device, the current one if ``None``."""
+        if device is None:
+            device = current_device()
+        loaded = self._loaded.get(device)
+        if loaded is None:
+            cubin, name, _ = self._compiled(device_target(device))
+            loaded = self._loaded[device] = LoadedKernel(cubin, name, self.signature)
+        return loaded
+
+    def _compiled(self, target: Target) -> tuple[bytes, str, Resources]:
+        compiled = self._cubins.get(target)
+        if compiled is None:
+            key = disk.key(
+                _source_digest(self.factory),
+                self.factory.__qualname__,
+                sorted(self.constants.items()),
+                self.signature,
+                self.launch_bounds,
+                target.name,
+            )
+            compiled = disk.load(key)
+            if compiled is None:
+                cubin, resources = link_cubin(self.ltoir(target), target)
+                compiled = cubin, entry_name(cubin), resources
+                disk.store(key, *compiled)
+            self._cubins[target] = compiled
+        return compiled
+
+
+def _check_constant(name: str, value: object) -> None:
+    if isinstance(value, tuple):
+        for item in value:
+            _check_constant(name, item)
+    elif not isinstance(value, bool | int | float | str):
+        raise TypeError(f"constant {name} must be a number, string, boolean or tuple of them, got {type(value).__name__}")
+
+
+@cache
+def _source_digest(factory: Callable) -> str:
+    """Hash of all source that may reach the kernel: snippets, compiler, and the factory's folder (its package) or cell."""
+    digest = hashlib.sha256(inspect.getsource(factory).encode())
+    sources = [_PACKAGE / "device.py", _PACKAGE / "types.py", *_PACKAGE.glob("snippets/*.cu"), *_COMPILER.glob("*.py")]
+    file = Path(inspect.getsourcefile(factory) or "")
+    if (file.parent / "__init__.py").is_file():
+        sources += file.parent.glob("*.py")
+    elif file.is_file():
+        sources.append(file)
+    for path in sorted(sources):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
