@@ -1,0 +1,37 @@
+"""NVFP4 attention on NVIDIA GPUs, checkable on any machine.
+
+Importing the package is cheap and needs no GPU, no driver and no torch: every public name is loaded when it is first
+used (PEP 562). ``nbfmha --help`` lists the commands; ``nbfmha validate`` checks the whole stack on this machine.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# public name -> module that defines it
+_EXPORTS = {
+    "QuantizedTensor": "nbfmha.nvfp4",
+    "dequantize": "nbfmha.nvfp4",
+    "load_sample": "nbfmha.sample",
+    "quantize": "nbfmha.nvfp4",
+    "relayout": "nbfmha.nvfp4",
+}
+
+__all__ = ["QuantizedTensor", "__version__", "dequantize", "load_sample", "quantize", "relayout"]
+
+if TYPE_CHECKING:
+    from nbfmha.nvfp4 import QuantizedTensor, dequantize, quantize, relayout
+    from nbfmha.sample import load_sample
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        value = getattr(import_module(_EXPORTS[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'nbfmha' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_EXPORTS))

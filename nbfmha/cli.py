@@ -1,0 +1,170 @@
+"""The ``nbfmha`` command. Heavy imports stand inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="nbfmha",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="NVFP4 attention in Numba CUDA: check it, look inside it, measure it. Works without a GPU.",
+)
+
+Arch = Annotated[
+    str, typer.Option("--arch", help="Target to assemble for: sm_80, sm_86, sm_89, sm_90a, sm_100a or sm_120a.")
+]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the results to FILE as JSON.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _console():
+    """A console for stdout; a pipe or log gets 120 columns, enough for every table."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=140)
+
+
+def _stop(message: str) -> Any:
+    """End the command with exit code 2 and one line on stderr."""
+    typer.secho(f"error: {message}", err=True, fg="red")
+    raise typer.Exit(2)
+
+
+def _write_json(path: Path, report: dict) -> None:
+    from nbfmha.validate.report import write_json
+
+    try:
+        write_json(path, report)
+    except OSError as error:
+        _stop(f"cannot write {path}: {error.strerror}")
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False):
+    if version:
+        from nbfmha import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def doctor(json_path: Json = None):
+    """What this machine has, and which implementations can run here."""
+    from nbfmha import doctor as checks
+    from nbfmha import tables
+
+    report = checks.inspect()
+    _console().print(tables.doctor_report(report))
+    if json_path:
+        _write_json(json_path, report.as_json())
+
+
+@app.command()
+def validate(
+    impl: Annotated[
+        str,
+        typer.Option("--impl", help="Who computes Q·K^T: auto, reference, dequant or blockscale. Never falls back."),
+    ] = "auto",
+    arch: Annotated[
+        str | None, typer.Option("--arch", help="Target to assemble the kernels for (default sm_120a).")
+    ] = None,
+    json_path: Json = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="DIR", help="Draw layouts and results into DIR.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random cases.")] = 0,
+):
+    """Check formats, layouts, the MMA, Q·K^T, the quantisers and the machine code. Exit code 1 when anything fails."""
+    from nbfmha.validate import session
+
+    try:
+        ok = session.run(_console(), impl=impl, arch=arch, json_path=json_path, plot_directory=plot, seed=seed)
+    except (ValueError, RuntimeError, OSError) as error:
+        _stop(str(error))
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command()
+def layout(
+    mma: Annotated[str, typer.Argument(help="An MMA, e.g. m16n8k64.mxf4nvf4.4x (a unique part of the name will do).")],
+    operand: Annotated[str, typer.Argument(help="A, B, C, SFA or SFB.")],
+    byte_id: Annotated[int, typer.Option("--byte-id", help="Scale selector byte-id.")] = 0,
+    thread_id: Annotated[int, typer.Option("--thread-id", help="Scale selector thread-id.")] = 0,
+    png: Annotated[
+        Path | None, typer.Option("--png", metavar="FILE", help="Draw a heatmap instead of a table.")
+    ] = None,
+):
+    """Which thread holds which element of an MMA operand, in which register."""
+    from nbfmha import tables
+
+    try:
+        fragment = tables.select_fragment(mma, operand, byte_id=byte_id, thread_id=thread_id)
+    except ValueError as error:
+        _stop(str(error))
+    if png is None:
+        _console().print(tables.fragment_table(fragment))
+        return
+    from nbfmha import viz
+
+    try:
+        viz.save(viz.draw_fragment(fragment), png)
+    except (ValueError, OSError) as error:
+        _stop(f"cannot write {png}: {error}")
+    typer.echo(str(png))
+
+
+def _kernel(name: str):
+    from nbfmha.kernels import catalogue
+
+    if name not in catalogue:
+        _stop(f"kernel must be one of {', '.join(sorted(catalogue))}, got {name!r}")
+    return catalogue[name]()
+
+
+@app.command()
+def sass(
+    kernel: Annotated[str, typer.Argument(help="A kernel's name; `nbfmha sass list` prints them.")],
+    arch: Arch = "sm_120a",
+):
+    """Disassembly of a kernel and its instruction mix."""
+    _show(kernel, arch, ptx=False)
+
+
+@app.command()
+def ptx(
+    kernel: Annotated[str, typer.Argument(help="A kernel's name; `nbfmha ptx list` prints them.")],
+    arch: Arch = "sm_120a",
+):
+    """Final PTX of a kernel, after link-time optimisation, and its instruction mix."""
+    _show(kernel, arch, ptx=True)
+
+
+def _show(name: str, arch: str, *, ptx: bool) -> None:
+    pass
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="quantize or launch.")],
+    json_path: Json = None,
+):
+    """Measure on this machine's GPU, beside the peers."""
+    from importlib import import_module
+
+    if name not in ("quantize", "launch"):
+        _stop(f"benchmark must be quantize or launch, got {name!r}")
+    try:
+        import_module(f"nbfmha.bench.{name}").main(json_path)
+    except (RuntimeError, OSError) as error:
+        _stop(str(error))

@@ -1,0 +1,180 @@
+"""The table, the summary and the JSON of a validation run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from nbfmha.validate.case import EVIDENCE, GROUPS, Case, Context
+from nbfmha.validate.runner import Outcome
+
+_VERDICT = {"pass": Text("pass", "green"), "fail": Text("FAIL", "bold red"), "skip": Text("skip", "yellow")}
+
+
+def format_error(value: float | None) -> str:
+    """The table's "worst error" column: "0" for exact, "-" where no numbers are compared."""
+    if value is None:
+        return "-"
+    return "0" if value == 0 else f"{value:.2e}"
+
+
+class OutcomeTable:
+    """The rich table of outcomes, grown row by row; `.table` is what to print (a notebook displays it too)."""
+
+    def __init__(self, outcomes: Sequence[Outcome] = ()):
+        self.table = Table(box=box.SIMPLE_HEAD, expand=False, pad_edge=False)
+        self.table.add_column("case", no_wrap=True)
+        self.table.add_column("on", no_wrap=True)
+        self.table.add_column("finding")
+        self.table.add_column("worst error", justify="right", no_wrap=True)
+        self.table.add_column("", no_wrap=True)
+        self._group = None
+        for outcome in outcomes:
+            self.add(outcome)
+
+    def add(self, outcome: Outcome) -> None:
+        """Append a row, under a heading where a new group begins."""
+        case, result = outcome.case, outcome.result
+        if case.group != self._group:
+            if self._group is not None:
+                self.table.add_section()
+            self._group = case.group
+            self.table.add_row(Text(GROUPS[case.group], "bold"), "", "", "", "")
+        finding = Text(result.metric)
+        if result.reason:
+            finding.append(f"\n{result.reason}", "red" if result.status == "fail" else "yellow")
+        error = format_error(result.max_abs_error)
+        self.table.add_row("  " + escape(case.title), escape(outcome.subject), finding, error, _VERDICT[result.status])
+
+
+class LiveReport:
+    """A context manager around `run_cases(..., before=, after=)`: the latest rows and a progress bar while cases run on
+    a terminal, and the whole table at the end, on a terminal or in a log."""
+
+    def __init__(self, console: Console, cases: Sequence[Case]):
+        self._console = console
+        self._outcomes: list[Outcome] = []
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+        self._task = self._progress.add_task("starting", total=len(cases))
+        self._live = Live(self._progress, console=console, refresh_per_second=8, transient=True)
+
+    def __enter__(self) -> LiveReport:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._live.stop()
+        self._console.print(OutcomeTable(self._outcomes).table)
+
+    def before(self, case: Case) -> None:
+        self._progress.update(self._task, description=escape(f"{case.group}: {case.title}"))
+
+    def after(self, outcome: Outcome) -> None:
+        self._outcomes.append(outcome)
+        self._progress.advance(self._task)
+        if self._live.is_started:
+            # a row may take several lines, and Live cuts off what is taller than the terminal
+            latest = self._outcomes[-max(1, self._console.height // 4) :]
+            self._live.update(Group(OutcomeTable(latest).table, self._progress))
+
+
+def summary(outcomes: Sequence[Outcome], context: Context, environment: dict, seconds: float) -> Text:
+    """What was proved, how, and what was not."""
+    count = Counter(outcome.result.status for outcome in outcomes)
+    failed = [outcome for outcome in outcomes if outcome.result.status == "fail"]
+    text = Text()
+    if failed:
+        text.append(f"FAILED: {count['fail']} of {len(outcomes)} cases", "bold red")
+    else:
+        text.append(f"passed: {count['pass']} of {len(outcomes)} cases", "bold green")
+    skipped = f", {count['skip']} skipped" if count["skip"] else ""
+    text.append(f"{skipped} in {seconds:.1f} s\n")
+    for outcome in failed:
+        text.append(f"  {outcome.case.group}/{outcome.case.name}: {outcome.result.reason}\n", "red")
+    text.append("What this shows\n", "bold")
+    for line in statements(outcomes, context, environment):
+        text.append(f"  {line}\n")
+    return text
+
+
+def statements(outcomes: Sequence[Outcome], context: Context, environment: dict) -> list[str]:
+    """One sentence for each kind of evidence that passed, and one for each that is missing."""
+    passed: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        if outcome.result.status == "pass":
+            passed.setdefault(outcome.case.evidence, []).append(outcome)
+    lines = []
+    if some := passed.get("computed"):
+        lines.append(f"{len(some)} cases computed in NumPy on this CPU: {_groups(some)}.")
+    if some := passed.get("model"):
+        lines.append(
+            f"{len(some)} cases on the bit-exact NumPy model of the MMA, which reproduces transcripts read by a third "
+            f"party from an RTX PRO 6000 (sm_120): {_groups(some)}."
+        )
+    if some := passed.get("implementation"):
+        chosen = context.implementation
+        lines.append(f"{len(some)} cases with implementation '{chosen.name}' ({chosen.proof}): {_groups(some)}.")
+    if some := passed.get("assembled"):
+        lines.append(
+            f"{len(some)} kernels assembled for {context.target} and their machine code read; not run by these cases."
+        )
+    else:
+        lines.append("No kernel was assembled in this run.")
+    if context.implementation.name != "blockscale":
+        lines.append("The block-scale MMA itself was not run on hardware here: that needs a GPU of sm_120a or sm_121a.")
+    if not environment["gpus"]:
+        lines.append(f"No GPU was used: {environment['gpu_reason']}.")
+    return lines
+
+
+def _groups(outcomes: Sequence[Outcome]) -> str:
+    return ", ".join(dict.fromkeys(GROUPS[outcome.case.group] for outcome in outcomes))
+
+
+def as_json(outcomes: Sequence[Outcome], context: Context, environment: dict, seconds: float) -> dict:
+    """The whole run as JSON-ready data."""
+    count = Counter(outcome.result.status for outcome in outcomes)
+    return {
+        "implementation": context.implementation.name,
+        "implementation_proof": context.implementation.proof,
+        "target": context.target,
+        "seed": context.seed,
+        "seconds": round(seconds, 3),
+        "ok": count["fail"] == 0,
+        "counts": {status: count[status] for status in ("pass", "fail", "skip")},
+        "statements": statements(outcomes, context, environment),
+        "evidence": EVIDENCE,
+        "environment": environment,
+        "cases": [outcome.as_json() for outcome in outcomes],
+    }
+
+
+def write_json(path: Path, report: dict) -> None:
+    """Write the report; NaN and infinities become strings, so that the file is strict JSON."""
+    path.write_text(json.dumps(_strict(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _strict(value):
+    if hasattr(value, "tolist"):  # NumPy scalars and arrays
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

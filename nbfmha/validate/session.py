@@ -1,0 +1,74 @@
+"""One `nbfmha validate` from its options to its verdict."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from nbfmha import doctor
+from nbfmha.validate import all_cases, implementations, report, run_cases
+from nbfmha.validate.case import Context
+
+DEFAULT_TARGET = "sm_120a"
+
+
+def run(
+    console: Console,
+    *,
+    impl: str = "auto",
+    arch: str | None = None,
+    json_path: Path | None = None,
+    plot_directory: Path | None = None,
+    seed: int = 0,
+) -> bool:
+    """Run every case, print the table and the summary; True when nothing failed.
+
+    impl: an entry of `implementations.CHOICES`; arch: an assembly target, None for sm_120a where the toolchain is
+    installed; json_path, plot_directory: where to write the report and the drawings. Raises ValueError for an unknown
+    implementation or target, `implementations.Unavailable` for an implementation that cannot run here, and OSError for
+    a file that could not be written, before any case runs where that can be known.
+    """
+    context = Context(
+        implementation=implementations.choose(impl),
+        target=check_target(arch or DEFAULT_TARGET),
+        target_required=arch is not None,
+        seed=seed,
+    )
+    if json_path is not None:
+        json_path.touch()
+    if plot_directory is not None:
+        plot_directory.mkdir(parents=True, exist_ok=True)
+    if impl == "auto":
+        for line in implementations.explain_auto():
+            console.print(f"auto: {line}", style="dim", soft_wrap=True)
+    console.print(
+        f"implementation [bold]{context.implementation.name}[/]: {context.implementation.proof}", soft_wrap=True
+    )
+    machine = doctor.inspect()
+    environment = machine.as_json()
+    start = time.perf_counter()
+    cases = all_cases()
+    with report.LiveReport(console, cases) as live:
+        outcomes = run_cases(cases, context, before=live.before, after=live.after)
+    seconds = time.perf_counter() - start
+    console.print(report.summary(outcomes, context, environment, seconds), soft_wrap=True)
+    if json_path is not None:
+        report.write_json(json_path, report.as_json(outcomes, context, environment, seconds))
+        console.print(f"report: {json_path}", soft_wrap=True)
+    if plot_directory is not None:
+        from nbfmha.validate import plots
+
+        for path in plots.draw_all(plot_directory, context, outcomes):
+            console.print(f"plot: {path}", soft_wrap=True)
+    return all(outcome.result.status != "fail" for outcome in outcomes)
+
+
+def check_target(name: str) -> str:
+    """`name` if it is one of the targets of this project; raises ValueError otherwise."""
+    from ptx_inline.toolchain import TARGETS
+
+    if name not in TARGETS:
+        raise ValueError(f"arch must be one of {', '.join(TARGETS)}, got {name!r}")
+    return name

@@ -1,0 +1,33 @@
+"""Drawings of formats, thread-to-element layouts, scale layouts and scores.
+
+Every function takes arrays or descriptors and returns a new `matplotlib.figure.Figure`; nothing opens a window or keeps
+global state. ``nbfmha layout --png``, ``nbfmha validate --plot`` and the notebooks draw with the same functions.
+"""
+
+from nbfmha.viz.formats import (
+    draw_block,
+    draw_error_by_magnitude,
+    draw_number_lines,
+    draw_quantized_matrix,
+    draw_rounding,
+    draw_scale_use,
+)
+from nbfmha.viz.fragments import draw_fragment, draw_packing
+from nbfmha.viz.scales import draw_scale_layout
+from nbfmha.viz.scores import draw_scores, draw_tiles
+from nbfmha.viz.style import save
+
+__all__ = [
+    "draw_block",
+    "draw_error_by_magnitude",
+    "draw_fragment",
+    "draw_number_lines",
+    "draw_packing",
+    "draw_quantized_matrix",
+    "draw_rounding",
+    "draw_scale_layout",
+    "draw_scale_use",
+    "draw_scores",
+    "draw_tiles",
+    "save",
+]
