@@ -16,12 +16,24 @@ extern "C" __device__ void ld_global_nc_v2_u32(u32 *dst, const u32 *base, i64 in
   asm("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(dst[0]), "=r"(dst[1]) : "l"(base + index));
 }
 
+// `offset` in bytes, a multiple of 4.
+extern "C" __device__ u32 ld_global_nc_u32(const unsigned char *base, i64 offset) {
+  u32 value;
+  asm("ld.global.nc.u32 %0, [%1];" : "=r"(value) : "l"(base + offset));
+  return value;
+}
+
 extern "C" __device__ void st_global_v4_u32(u32 *base, i64 index, u32 x, u32 y, u32 z, u32 w) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(base + index), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
 }
 
 extern "C" __device__ void st_global_v2_u32(u32 *base, i64 index, u32 x, u32 y) {
   asm volatile("st.global.v2.u32 [%0], {%1,%2};" ::"l"(base + index), "r"(x), "r"(y) : "memory");
+}
+
+// Atomic maximum without the old value. PTX ISA 1.2+.
+extern "C" __device__ void red_global_max_u32(u32 *base, i64 index, u32 value) {
+  asm volatile("red.global.max.u32 [%0], %1;" ::"l"(base + index), "r"(value) : "memory");
 }
 
 // Generic pointer -> 32-bit address in the shared window, as ldmatrix, cp.async and ld.shared take it.

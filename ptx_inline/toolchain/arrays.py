@@ -1,7 +1,7 @@
 """Addresses, devices and current streams of arrays that other libraries own.
 
-Torch tensors are read directly (about 0.1 us); everything else with DLPack or ``__cuda_array_interface__`` (CuPy, Numba,
-JAX) through cuda-core's ``StridedMemoryView``, which also orders the producer's stream before ours.
+Torch tensors are read directly (about 0.1 us); everything else with DLPack or ``__cuda_array_interface__`` (CuPy,
+Numba, JAX) through cuda-core's ``StridedMemoryView``, which also orders the producer's stream before ours.
 """
 
 from __future__ import annotations

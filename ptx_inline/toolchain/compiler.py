@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from ptx_inline.toolchain.targets import Target
 from ptx_inline.types import numba_type
@@ -29,12 +31,14 @@ class Resources:
     shared_bytes: int
 
 
-def to_ltoir(function: Callable, signature: tuple[str, ...], target: Target, launch_bounds: tuple | None) -> list[bytes]:
+def to_ltoir(
+    function: Callable, signature: tuple[str, ...], target: Target, launch_bounds: tuple | None
+) -> list[bytes]:
     """LTO-IR of the kernel and of every snippet that it calls."""
     from numba import cuda
     from numba.core import types
 
-    with _lock:
+    with _lock, _numba_compiles_for(target):
         objects, _ = cuda.compile_all(
             function,
             types.void(*map(numba_type, signature)),
@@ -45,6 +49,20 @@ def to_ltoir(function: Callable, signature: tuple[str, ...], target: Target, lau
             launch_bounds=launch_bounds,
         )
     return [item if isinstance(item, bytes) else bytes(item.code) for item in objects]
+
+
+@contextmanager
+def _numba_compiles_for(target: Target):
+    """Numba asks the current GPU for its architecture when a kernel calls a ``cuda.jit(device=True)`` function, which
+    fails without a driver and is the wrong architecture on another GPU; answer with the target meanwhile."""
+    from numba.cuda import dispatcher
+
+    ask_driver = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=target.compute_capability)
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = ask_driver
 
 
 def link_ptx(ltoir: list[bytes], target: Target) -> str:

@@ -136,17 +136,23 @@ def _check_constant(name: str, value: object) -> None:
         for item in value:
             _check_constant(name, item)
     elif not isinstance(value, bool | int | float | str):
-        raise TypeError(f"constant {name} must be a number, string, boolean or tuple of them, got {type(value).__name__}")
+        raise TypeError(
+            f"constant {name} must be a number, string, boolean or tuple of them, got {type(value).__name__}"
+        )
 
 
 @cache
 def _source_digest(factory: Callable) -> str:
-    """Hash of all source that may reach the kernel: snippets, compiler, and the factory's folder (its package) or cell."""
+    """Hash of all source that may reach the kernel: snippets, compiler, and the factory's package, file or cell."""
     digest = hashlib.sha256(inspect.getsource(factory).encode())
-    sources = [_PACKAGE / "device.py", _PACKAGE / "types.py", *_PACKAGE.glob("snippets/*.cu"), *_COMPILER.glob("*.py")]
+    sources = [_PACKAGE / name for name in ("device.py", "types.py", "unroll.py")]
+    sources += [*_PACKAGE.glob("snippets/*.cu"), *_COMPILER.glob("*.py")]
     file = Path(inspect.getsourcefile(factory) or "")
-    if (file.parent / "__init__.py").is_file():
-        sources += file.parent.glob("*.py")
+    package = file.parent
+    if (package / "__init__.py").is_file():
+        while (package.parent / "__init__.py").is_file():
+            package = package.parent
+        sources += package.rglob("*.py")
     elif file.is_file():
         sources.append(file)
     for path in sorted(sources):

@@ -90,13 +90,17 @@ def resolve(signature: Sequence[str], arguments: Sequence, stream: int | None) -
                 if device is None:
                     device = owner
                 elif device != owner:
-                    raise ValueError(f"argument {position} must be on device {device} like those before it, got {owner}")
+                    raise ValueError(
+                        f"argument {position} must be on device {device} like those before it, got {owner}"
+                    )
         elif not isinstance(argument, int | float):
             raise TypeError(f"argument {position} must be a number for {kind!r}, got {type(argument).__name__}")
         elif issubclass(_integer_range(kind)[0], int):
             low, high = _integer_range(kind)[1:]
             if not isinstance(argument, int) or not low <= argument <= high:
-                raise ValueError(f"argument {position} must be an integer in [{low}, {high}] for {kind!r}, got {argument}")
+                raise ValueError(
+                    f"argument {position} must be an integer in [{low}, {high}] for {kind!r}, got {argument}"
+                )
         raw.append(argument)
     return (current_device() if device is None else device), stream or 0, raw
 

@@ -1,0 +1,65 @@
+"""Allocation and layout checks of GPU arrays in the caller's own library (torch, CuPy, Numba), known by name only."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from nbfmha.validation import message
+from ptx_inline.toolchain.arrays import address_and_device, is_torch
+
+_LIBRARIES = "torch, CuPy or Numba"
+
+
+def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """An uninitialised array of ``like``'s library on its device. Raises ``TypeError`` for a library that we cannot
+    allocate with (JAX arrays, say, are immutable)."""
+    if is_torch(like):
+        torch = sys.modules["torch"]
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
+    library = type(like).__module__.partition(".")[0]
+    if library == "cupy" and dtype != "bfloat16":
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(like.device.id):
+            return cupy.empty(shape, dtype)
+    if library == "numba" and dtype != "bfloat16":
+        return sys.modules["numba.cuda"].device_array(shape, dtype)
+    got = f"{dtype} in an array of {library}"
+    raise TypeError(message("array", f"of {_LIBRARIES} (bfloat16: torch)", got, "convert it with torch.from_dlpack"))
+
+
+def fill(array: Any, value: float) -> Any:
+    """Set all elements, on the library's current stream; returns ``array``."""
+    if type(array).__module__.startswith("numba"):
+        array[:] = value
+    else:
+        array.fill_(value) if is_torch(array) else array.fill(value)
+    return array
+
+
+def is_contiguous(array: Any) -> bool:
+    """True when the elements lie in C order without gaps."""
+    if is_torch(array):
+        return array.is_contiguous()
+    strides = array.__cuda_array_interface__.get("strides")
+    if strides is None:
+        return True
+    expected = array.dtype.itemsize
+    for length, stride in zip(reversed(array.shape), reversed(strides), strict=True):
+        if length > 1 and stride != expected:
+            return False
+        expected *= length
+    return True
+
+
+def check_contiguous(argument: str, array: Any) -> None:
+    """Raise ``ValueError`` unless the array is C-contiguous."""
+    if not is_contiguous(array):
+        raise ValueError(
+            message(argument, "contiguous", f"strides that skip, shape {tuple(array.shape)}", "copy it first")
+        )
+
+
+def is_aligned(array: Any, bytes_: int, stream: int = 0) -> bool:
+    """True when the first element's address is a multiple of ``bytes_``."""
+    return address_and_device(array, stream)[0] % bytes_ == 0

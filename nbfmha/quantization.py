@@ -1,0 +1,242 @@
+"""Quantise, dequantise and relayout, wherever the tensor lies.
+
+NumPy arrays and CPU tensors go through the reference in :mod:`nbfmha.nvfp4`; torch, CuPy and Numba arrays in GPU memory
+through the kernels in :mod:`nbfmha.kernels`, on the library's current stream. Both give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import replace
+from typing import Any
+
+
+from nbfmha import gpu_arrays, nvfp4, scale_layouts
+from nbfmha.quantized_tensor import QuantizedTensor, storage_shapes
+from nbfmha.validation import (
+    check_choice,
+    check_float_dtype,
+    check_global_scale,
+    check_rank,
+    dtype_name,
+    message,
+)
+from ptx_inline.toolchain.arrays import is_gpu_array, is_torch
+
+_MAX_CTAS = 2**31 - 1
+
+
+def quantize(
+    x: Any,
+    *,
+    format: str = "nvfp4",
+    axis: str = "head_dim",
+    scale: str = "amax",
+    scale_layout: str = "linear",
+    global_scale: Any = None,
+) -> QuantizedTensor:
+    """Quantise ``x`` of shape (..., tokens, head_dim) and dtype float16, bfloat16 or float32 to 4-bit codes and scales.
+
+    Args:
+        x: NumPy array (any strides), torch tensor, or CuPy / Numba array; GPU arrays must be contiguous. Not changed.
+        format: ``"nvfp4"`` (16 elements share a UE4M3 scale) or ``"mxfp4"`` (32 share a UE8M0 scale).
+        axis: ``"head_dim"`` or ``"tokens"``: along which the elements of a block lie.
+        scale: ``"amax"`` (amax / 6) or ``"four_over_six"`` (the best of amax / 6, / 5, / 4 by squared error; NVFP4 only).
+        scale_layout: ``"linear"``, ``"blocked_128x4"`` or ``"interleaved_64"``; see :mod:`nbfmha.scale_layouts`.
+        global_scale: ``None``, ``"amax"`` (largest magnitude / 2688, computed where the tensor lies) or a number in
+            [2^-64, 2^64] by which every dequantised value is multiplied; NVFP4 only.
+
+    Returns a :class:`~nbfmha.quantized_tensor.QuantizedTensor` with arrays of the same library on the same device.
+    The bit-level contract stands at the top of :mod:`nbfmha.nvfp4`.
+
+    Raises ``TypeError`` for another dtype or kind of array, ``ValueError`` for a rank below 2, a head_dim that is odd or 0,
+    an unknown name, a combination that MXFP4 lacks, strides on a GPU, or a global scale out of range.
+    """
+    options = {
+        "format": format,
+        "axis": axis,
+        "scale": scale,
+        "scale_layout": scale_layout,
+        "global_scale": global_scale,
+    }
+    if is_gpu_array(x):
+        return _quantize_gpu(x, **options)
+    if is_torch(x):
+        check_float_dtype("x", x)
+        x = x.detach()
+        numpy = x.float().numpy() if dtype_name(x) == "bfloat16" else x.numpy()
+        return _convert(nvfp4.quantize(numpy, **options), sys.modules["torch"].from_numpy)
+    return nvfp4.quantize(x, **options)
+
+
+def dequantize(qt: QuantizedTensor, dtype: str = "float32") -> Any:
+    """The values of ``qt``, shape ``qt.shape``, as ``dtype`` ("float32", "float16" or "bfloat16"), rounded once.
+
+    NumPy results of dtype bfloat16 come as bit patterns in uint16; torch results as torch.bfloat16.
+    Raises ``TypeError`` for something else than a QuantizedTensor, ``ValueError`` for another dtype.
+    """
+    _check_quantized(qt)
+    check_choice("dtype", dtype, nvfp4.DEQUANTIZED_DTYPES)
+    if is_gpu_array(qt.codes):
+        return _dequantize_gpu(qt, dtype)
+    if is_torch(qt.codes):
+        torch = sys.modules["torch"]
+        return torch.from_numpy(nvfp4.dequantize(_convert(qt, lambda t: t.numpy()))).to(getattr(torch, dtype))
+    return nvfp4.dequantize(qt, dtype)
+
+
+def relayout(qt: QuantizedTensor, scale_layout: str) -> QuantizedTensor:
+    """``qt`` with its scales in another layout; codes are shared with ``qt``, padding is written as zero."""
+    _check_quantized(qt)
+    check_choice("scale_layout", scale_layout, scale_layouts.SCALE_LAYOUTS)
+    if is_gpu_array(qt.codes):
+        return _relayout_gpu(qt, scale_layout)
+    if is_torch(qt.codes):
+        torch = sys.modules["torch"]
+        moved = nvfp4.relayout(_convert(qt, lambda t: t.numpy()), scale_layout)
+        return replace(qt, scales=torch.from_numpy(moved.scales), scale_layout=scale_layout)
+    return nvfp4.relayout(qt, scale_layout)
+
+
+def _check_quantized(qt: object) -> None:
+    if not isinstance(qt, QuantizedTensor):
+        raise TypeError(message("qt", "a QuantizedTensor", type(qt).__name__, "make one with nbfmha.quantize"))
+
+
+def _convert(qt: QuantizedTensor, convert) -> QuantizedTensor:
+    g = None if qt.global_scale is None else convert(qt.global_scale)
+    return replace(qt, codes=convert(qt.codes), scales=convert(qt.scales), global_scale=g)
+
+
+def _ctas(count: int, threads: int) -> tuple[int]:
+    ctas = -(-count // threads)
+    if ctas > _MAX_CTAS:
+        raise ValueError(message("x", f"small enough for {_MAX_CTAS} CTAs", ctas, "split the batch"))
+    return (ctas,)
+
+
+def _quantize_gpu(
+    x: Any, *, format: str, axis: str, scale: str, scale_layout: str, global_scale: Any
+) -> QuantizedTensor:
+    from nbfmha.kernels import quantize as kernels
+
+    block = nvfp4.check_recipe(format, scale, global_scale)
+    dtype = check_float_dtype("x", x)
+    shape = check_rank("x", x, 2, "(..., tokens, head_dim)")
+    codes_shape, scales_shape = storage_shapes(shape, format=format, axis=axis, scale_layout=scale_layout)
+    gpu_arrays.check_contiguous("x", x)
+
+    qt = QuantizedTensor(
+        codes=gpu_arrays.empty(x, codes_shape, "uint8"),
+        scales=gpu_arrays.empty(x, scales_shape, "uint8"),
+        format=format,
+        axis=axis,
+        scale_layout=scale_layout,
+        global_scale=_global_scale_gpu(x, dtype, global_scale),
+        shape=shape,
+    )
+    if not math.prod(scales_shape):
+        return qt
+    has_global = qt.global_scale is not None
+    g = qt.global_scale if has_global else 0  # a null address that the kernel never reads
+    padded_rows, padded_cols = scale_layouts.padded_shape(scale_layout, qt.rows, qt.cols)
+    batch = math.prod(shape[:-2])
+    whole_blocks = shape[-1] % block.block_size == 0 and scale_layout == "linear" and gpu_arrays.is_aligned(x, 16)
+    if axis == "tokens":
+        kernel = kernels.tokens_kernel(dtype, format, scale, scale_layout, has_global)
+        grid, tiles = _token_tiles(batch, padded_rows, padded_cols, format)
+        block_dim = (kernels.THREADS_TOKENS[format],)
+        arguments = (x, g, qt.codes, qt.scales, *shape[-2:], padded_rows, padded_cols, *tiles)
+    elif whole_blocks:
+        kernel = kernels.flat_kernel(dtype, format, scale, has_global)
+        blocks = math.prod(scales_shape)
+        grid, block_dim = _ctas(blocks, kernels.THREADS), (kernels.THREADS,)
+        arguments = (x, g, qt.codes, qt.scales, blocks)
+    else:
+        kernel = kernels.rows_kernel(dtype, format, scale, scale_layout, has_global)
+        grid, block_dim = _ctas(batch * padded_rows * padded_cols, kernels.THREADS), (kernels.THREADS,)
+        arguments = (x, g, qt.codes, qt.scales, batch, *shape[-2:], padded_rows, padded_cols)
+    kernel.launch(grid, block_dim, arguments)
+    return qt
+
+
+def _token_tiles(batch: int, padded_rows: int, padded_cols: int, format: str) -> tuple[tuple[int], tuple[int, int]]:
+    from nbfmha.kernels import quantize as kernels
+
+    token_tiles = -(-padded_cols * kernels.BLOCK_SIZE[format] // kernels.TOKENS)
+    channel_tiles = -(-padded_rows // kernels.CHANNELS)
+    return _ctas(batch * token_tiles * channel_tiles, 1), (token_tiles, channel_tiles)
+
+
+def _global_scale_gpu(x: Any, dtype: str, global_scale: Any) -> Any:
+    if global_scale is None:
+        return None
+    scalar = gpu_arrays.empty(x, (1,), "float32")
+    if not isinstance(global_scale, str):
+        if is_gpu_array(global_scale):
+            raise TypeError(
+                message("global_scale", "a number, 'amax' or None", "a GPU array", "its value with .item()")
+            )
+        return gpu_arrays.fill(scalar, float(check_global_scale(global_scale)))
+    from nbfmha.kernels import amax as kernels
+
+    bits = gpu_arrays.fill(gpu_arrays.empty(x, (1,), "int32"), 0)
+    count = math.prod(x.shape)
+    if count:
+        grid = _ctas(count, kernels.THREADS * kernels.ELEMENTS)
+        kernels.amax_kernel(dtype).launch(grid, (kernels.THREADS,), (x, bits, count))
+    kernels.global_scale_kernel().launch((1,), (1,), (bits, scalar))
+    return scalar
+
+
+def _check_gpu_tensor(qt: QuantizedTensor) -> None:
+    gpu_arrays.check_contiguous("qt.codes", qt.codes)
+    gpu_arrays.check_contiguous("qt.scales", qt.scales)
+    if not gpu_arrays.is_aligned(qt.codes, 8):
+        raise ValueError(message("qt.codes", "at an address that is a multiple of 8", "another", "copy it"))
+
+
+def _dequantize_gpu(qt: QuantizedTensor, dtype: str) -> Any:
+    from nbfmha.kernels import dequantize as kernels
+
+    _check_gpu_tensor(qt)
+    y = gpu_arrays.empty(qt.codes, qt.shape, dtype)
+    if not math.prod(qt.shape):
+        return y
+    has_global = qt.global_scale is not None
+    g = qt.global_scale if has_global else 0
+    padded_rows, padded_cols = scale_layouts.padded_shape(qt.scale_layout, qt.rows, qt.cols)
+    batch = math.prod(qt.shape[:-2])
+    if qt.axis == "tokens":
+        kernel = kernels.tokens_kernel(dtype, qt.format, qt.scale_layout, has_global)
+        grid, tiles = _token_tiles(batch, qt.rows, qt.cols, qt.format)
+        block_dim = (kernels.THREADS_TOKENS[qt.format],)
+        arguments = (qt.codes, qt.scales, g, y, *qt.shape[-2:], padded_rows, padded_cols, *tiles)
+    elif qt.scale_layout == "linear" and qt.blocked_length % qt.block_size == 0:
+        kernel = kernels.flat_kernel(dtype, qt.format, has_global)
+        blocks = math.prod(qt.scales.shape)
+        grid, block_dim = _ctas(blocks, kernels.THREADS), (kernels.THREADS,)
+        arguments = (qt.codes, qt.scales, g, y, blocks)
+    else:
+        kernel = kernels.rows_kernel(dtype, qt.format, qt.scale_layout, has_global)
+        grid, block_dim = _ctas(batch * qt.rows * qt.cols, kernels.THREADS), (kernels.THREADS,)
+        arguments = (qt.codes, qt.scales, g, y, batch, *qt.shape[-2:], padded_rows, padded_cols)
+    kernel.launch(grid, block_dim, arguments)
+    return y
+
+
+def _relayout_gpu(qt: QuantizedTensor, scale_layout: str) -> QuantizedTensor:
+    from nbfmha.kernels import relayout as kernels
+
+    _check_gpu_tensor(qt)
+    _, scales_shape = storage_shapes(qt.shape, format=qt.format, axis=qt.axis, scale_layout=scale_layout)
+    moved = replace(qt, scales=gpu_arrays.empty(qt.codes, scales_shape, "uint8"), scale_layout=scale_layout)
+    count = math.prod(scales_shape)
+    if count:
+        source = scale_layouts.padded_shape(qt.scale_layout, qt.rows, qt.cols)
+        destination = scale_layouts.padded_shape(scale_layout, qt.rows, qt.cols)
+        arguments = (qt.scales, moved.scales, count, qt.rows, qt.cols, *source, *destination)
+        kernel = kernels.relayout_kernel(qt.scale_layout, scale_layout)
+        kernel.launch(_ctas(count, kernels.THREADS), (kernels.THREADS,), arguments)
+    return moved
