@@ -11,7 +11,6 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-
 from nbfmha import gpu_arrays, nvfp4, scale_layouts
 from nbfmha.quantized_tensor import QuantizedTensor, storage_shapes
 from nbfmha.validation import (
@@ -39,10 +38,10 @@ def quantize(
     """Quantise ``x`` of shape (..., tokens, head_dim) and dtype float16, bfloat16 or float32 to 4-bit codes and scales.
 
     Args:
-        x: NumPy array (any strides), torch tensor, or CuPy / Numba array; GPU arrays must be contiguous. Not changed.
+        x: NumPy array (any strides), torch tensor, or CuPy / Numba array; on a GPU contiguous. Not changed.
         format: ``"nvfp4"`` (16 elements share a UE4M3 scale) or ``"mxfp4"`` (32 share a UE8M0 scale).
         axis: ``"head_dim"`` or ``"tokens"``: along which the elements of a block lie.
-        scale: ``"amax"`` (amax / 6) or ``"four_over_six"`` (the best of amax / 6, / 5, / 4 by squared error; NVFP4 only).
+        scale: ``"amax"`` (amax / 6) or ``"four_over_six"`` (best of amax / 6, / 5, / 4 by squared error; NVFP4 only).
         scale_layout: ``"linear"``, ``"blocked_128x4"`` or ``"interleaved_64"``; see :mod:`nbfmha.scale_layouts`.
         global_scale: ``None``, ``"amax"`` (largest magnitude / 2688, computed where the tensor lies) or a number in
             [2^-64, 2^64] by which every dequantised value is multiplied; NVFP4 only.
@@ -50,8 +49,8 @@ def quantize(
     Returns a :class:`~nbfmha.quantized_tensor.QuantizedTensor` with arrays of the same library on the same device.
     The bit-level contract stands at the top of :mod:`nbfmha.nvfp4`.
 
-    Raises ``TypeError`` for another dtype or kind of array, ``ValueError`` for a rank below 2, a head_dim that is odd or 0,
-    an unknown name, a combination that MXFP4 lacks, strides on a GPU, or a global scale out of range.
+    Raises ``TypeError`` for another dtype or kind of array, ``ValueError`` for a rank below 2, a head_dim that is odd or
+    0, an unknown name, a combination that MXFP4 lacks, strides on a GPU, or a global scale out of range.
     """
     options = {
         "format": format,

@@ -1,7 +1,7 @@
 """Largest finite magnitude of a tensor, and the NVFP4 global scale made of it, without a visit to the host.
 
-``amax`` reduces to a bit pattern by an atomic maximum (magnitudes of f32 order like their bits); ``global_scale`` is one
-thread: clamp(amax / 2688, 2^-64, 2^64), 1 for a tensor of zeros. 2688 = 6 * 448, the largest NVFP4 magnitude.
+``amax`` reduces to a bit pattern by an atomic maximum (magnitudes of f32 order like their bits); ``global_scale`` is
+one thread: clamp(amax / 2688, 2^-64, 2^64), 1 for a tensor of zeros. 2688 = 6 * 448, the largest NVFP4 magnitude.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     y = value(code) * decode(scale) [* global_scale], computed in f32 and rounded once
 
-Three kernels, the mirror images of :mod:`nbfmha.kernels.quantize`: ``flat`` (blocks along head_dim, no padding anywhere:
-16-byte stores), ``rows`` (blocks along head_dim, any shape and scale layout) and ``tokens`` (blocks along tokens: codes are
-read along tokens, staged in shared memory and written coalesced along channels). One thread owns one block. Needs sm_80.
+Three kernels, the mirror images of :mod:`nbfmha.kernels.quantize`: ``flat`` (blocks along head_dim, no padding
+anywhere: 16-byte stores), ``rows`` (blocks along head_dim, any shape and scale layout) and ``tokens`` (blocks along
+tokens: codes are read along tokens, staged in shared memory and written coalesced along channels). One thread owns one
+block. Needs sm_80.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def make_flat(dtype: str, format: str, has_global: bool):
 
     from ptx_inline import device as dev
 
-    f32, u16, u32, i64 = types.float32, types.uint16, types.uint32, types.int64
+    u16, u32, i64 = types.uint16, types.uint32, types.int64
     ffi = dev.ffi
     block = BLOCK_SIZE[format]
     code_words = block // 8

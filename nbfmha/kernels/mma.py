@@ -1,8 +1,8 @@
 """The block-scale MMA as kernels call it, and its stand-in for GPUs without the instruction.
 
 Both have the operands of ``mma.sync.m16n8k64 kind::mxf4nvf4 scale_vec::4X`` (PTX ISA; fragment maps in
-:mod:`ptx_inline.isa.fragments`): ``mma(acc: f32[4], a: u32[4], b: u32[2], sfa: u32, sfb: u32, thread_id_a, thread_id_b)``
-adds the product to ``acc``. All 32 lanes must call together.
+:mod:`ptx_inline.isa.fragments`): ``mma(acc: f32[4], a: u32[4], b: u32[2], sfa: u32, sfb: u32, thread_id_a,
+thread_id_b)`` adds the product to ``acc``. All 32 lanes must call together.
 
 ==============  ==================================================================================================
 ``blockscale``  the instruction, sm_120a

@@ -1,18 +1,18 @@
-"""Tiled S = Q K^T on NVFP4 codes and scales: the harness that proves layouts, scales and MMA before attention uses them.
+"""Tiled S = Q K^T on NVFP4 codes and scales: the harness that proves layouts, scales and MMA before attention has them.
 
     S[m, n] = sum_k  value(q[m, k]) sfq[m, k / 16] * value(k[n, k]) sfk[n, k / 16]      (times both global scales)
 
 CTA: 4 warps, 64 queries x 64 keys. Warp w: queries [16 w, 16 w + 16), eight 16x8 accumulators in registers.
 
-=============  ==========================================================================================================
+=============  =======================================================================================================
 Q, K codes     gmem -> smem by ``cp.async`` (16 bytes; rows and columns past the end are zero-filled), row pitch
-               head_dim / 2 + 16 bytes so that ``ldmatrix`` has no bank conflict, then ``ldmatrix`` straight into the A
-               and B fragments of m16n8k64: 16 bytes of a row are the 32 codes that one quad of lanes holds
-scales         four bytes a row and k step of 64. sfa: lanes q = 0, 1 of a quad hold rows g, g + 8 of an even k step, lanes
-               2, 3 of the odd one (thread_id_a = k step & 1). sfb: lane q of a quad holds column g of n tile 4 j + q
-               (thread_id_b = n tile & 3). From gmem directly, or staged in smem: ``scales_in``
+               head_dim / 2 + 16 bytes so that ``ldmatrix`` has no bank conflict, then ``ldmatrix`` straight into the
+               A and B fragments of m16n8k64: 16 bytes of a row are the 32 codes that one quad of lanes holds
+scales         four bytes a row and k step of 64. sfa: lanes q = 0, 1 of a quad hold rows g, g + 8 of an even k step,
+               lanes 2, 3 those of the odd one (thread_id_a = k step & 1). sfb: lane q of a quad holds column g of
+               n tile 4 j + q (thread_id_b = n tile & 3). From gmem, or staged in smem: ``scales_in``
 S              f32, row-major, stored where inside
-=============  ==========================================================================================================
+=============  =======================================================================================================
 
 smem: 2 * 64 * (head_dim_padded / 2 + 16) bytes (18 KiB at head_dim 256) + 2 KiB of scales. ``blockscale`` needs sm_120a,
 ``dequant`` sm_80; the source is the same, only the MMA of :mod:`nbfmha.kernels.mma` differs. head_dim 64, 96, 128, 256.
@@ -21,9 +21,16 @@ smem: 2 * 64 * (head_dim_padded / 2 + 16) bytes (18 KiB at head_dim 256) + 2 KiB
 from __future__ import annotations
 
 import functools
+import math
+from dataclasses import replace
+from typing import Any
 
-from nbfmha import scale_layouts
+import numpy as np
+
+from nbfmha import gpu_arrays, scale_layouts
 from nbfmha.kernels.mma import make_mma
+from nbfmha.quantized_tensor import QuantizedTensor
+from nbfmha.validation import check_choice, message
 from ptx_inline.toolchain import Kernel
 
 TILE_M = 64
@@ -177,9 +184,8 @@ def qk_kernel(
 ) -> Kernel:
     """The Q K^T kernel for these constants. Raises ``ValueError`` for a head_dim or a name that it has not."""
     if head_dim not in HEAD_DIMS:
-        raise ValueError(f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))}, got {head_dim}")
-    if scales_in not in SCALES_IN:
-        raise ValueError(f"scales_in must be one of {', '.join(SCALES_IN)}, got {scales_in!r}")
+        raise ValueError(message("head_dim", f"one of {', '.join(map(str, HEAD_DIMS))}", head_dim, "pad the last axis"))
+    check_choice("scales_in", scales_in, SCALES_IN)
     constants = {
         "implementation": implementation,
         "head_dim": head_dim,
@@ -189,3 +195,71 @@ def qk_kernel(
     }
     signature = ("u8*", "u8*", "f32*", "u8*", "u8*", "f32*", "f32*", "i32", "i32", "i32", "i32", "i32")
     return Kernel(make_qk, signature, constants, launch_bounds=(THREADS,))
+
+
+def qk(q: QuantizedTensor, k: QuantizedTensor, *, implementation: str, scales_in: str = "shared") -> Any:
+    """Scores S = Q K^T of two NVFP4 tensors, on the GPU.
+
+    Args:
+        q: (..., num_heads_q, seqlen_q, head_dim), blocks along head_dim, any scale layout. head_dim 64, 96, 128 or 256.
+        k: (..., num_heads_kv, seqlen_k, head_dim), likewise, in the same scale layout; num_heads_q is a multiple of
+            num_heads_kv and the other leading axes are equal. The head axis may be missing in both.
+        implementation: ``"blockscale"`` (sm_120a) or ``"dequant"``; scales_in: ``"shared"`` or ``"global"`` memory.
+
+    Returns float32 (..., num_heads_q, seqlen_q, seqlen_k) in the library of q's arrays (NumPy arrays are copied to the
+    GPU and back). Global scales, where there are any, are applied (both tensors or neither must have one).
+
+    Raises ``TypeError`` / ``ValueError`` naming what does not fit, before any launch.
+    """
+    _check(q, k)
+    kernel = qk_kernel(implementation, q.shape[-1], q.scale_layout, scales_in, q.global_scale is not None)
+    if isinstance(q.codes, np.ndarray):
+        from numba import cuda
+
+        return _launch(kernel, _to_gpu(q, cuda), _to_gpu(k, cuda)).copy_to_host()
+    return _launch(kernel, q, k)
+
+
+def _check(q: QuantizedTensor, k: QuantizedTensor) -> None:
+    for name, tensor in (("q", q), ("k", k)):
+        if not isinstance(tensor, QuantizedTensor):
+            raise TypeError(message(name, "a QuantizedTensor", type(tensor).__name__, "make one with nbfmha.quantize"))
+        check_choice(f"{name}.format", tensor.format, ("nvfp4",))
+        check_choice(f"{name}.axis", tensor.axis, ("head_dim",))
+    if k.scale_layout != q.scale_layout:
+        raise ValueError(message("k.scale_layout", repr(q.scale_layout), repr(k.scale_layout), "use nbfmha.relayout"))
+    if (k.global_scale is None) != (q.global_scale is None):
+        raise ValueError(message("global_scale", "given for q and k or for neither", "one of them"))
+    heads_q, heads_kv = math.prod(q.shape[-3:-2]), math.prod(k.shape[-3:-2])
+    fits = q.shape[-1] == k.shape[-1] and q.shape[:-3] == k.shape[:-3] and len(q.shape) == len(k.shape)
+    if not fits or (heads_kv == 0 and heads_q > 0) or (heads_kv and heads_q % heads_kv):
+        expected = f"(..., a divisor of {heads_q} heads, seqlen_k, {q.shape[-1]}) to go with q of shape {q.shape}"
+        raise ValueError(message("k.shape", expected, k.shape))
+
+
+def _to_gpu(tensor: QuantizedTensor, cuda) -> QuantizedTensor:
+    g = None if tensor.global_scale is None else cuda.to_device(np.reshape(tensor.global_scale, 1))
+    return replace(tensor, codes=cuda.to_device(tensor.codes), scales=cuda.to_device(tensor.scales), global_scale=g)
+
+
+def _launch(kernel: Kernel, q: QuantizedTensor, k: QuantizedTensor) -> Any:
+    for name, tensor in (("q", q), ("k", k)):
+        gpu_arrays.check_contiguous(f"{name}.codes", tensor.codes)
+        gpu_arrays.check_contiguous(f"{name}.scales", tensor.scales)
+        if not gpu_arrays.is_aligned(tensor.codes, 16) or not gpu_arrays.is_aligned(tensor.scales, 4):
+            raise ValueError(
+                message(f"{name}", "aligned: codes to 16 bytes, scales to 4", "other addresses", "copy it")
+            )
+    seqlen_q, seqlen_k = q.shape[-2], k.shape[-2]
+    scores = gpu_arrays.empty(q.codes, (*q.shape[:-1], seqlen_k), "float32")
+    heads_q, heads_kv = math.prod(q.shape[:-2]), math.prod(k.shape[:-2])
+    if not math.prod(scores.shape):
+        return scores
+    m_tiles, n_tiles = -(-seqlen_q // TILE_M), -(-seqlen_k // TILE_N)
+    if heads_q * m_tiles * n_tiles > 2**31 - 1:
+        raise ValueError(message("q and k", "small enough for 2^31 - 1 tiles", heads_q * m_tiles * n_tiles))
+    gq, gk = (0, 0) if q.global_scale is None else (q.global_scale, k.global_scale)
+    shape = (seqlen_q, seqlen_k, heads_q // heads_kv, m_tiles, n_tiles)
+    arguments = (q.codes, q.scales, gq, k.codes, k.scales, gk, scores, *shape)
+    kernel.launch((heads_q * m_tiles * n_tiles,), (THREADS,), arguments)
+    return scores

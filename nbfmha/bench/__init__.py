@@ -1,0 +1,9 @@
+"""Benchmarks: each checks the result first, then times ours and the peers' in turn in one process.
+
+Run by ``nbfmha bench NAME``; each module has ``main(json_path)``. ``HISTORY.md`` keeps one row an idea.
+"""
+
+BENCHMARKS = {
+    "launch": "host cost of one launch and of a process's first launch",
+    "quantize": "quantise and dequantise kernels beside a device copy and a torch.compile quantiser",
+}

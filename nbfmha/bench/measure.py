@@ -1,0 +1,64 @@
+"""Timing on a GPU with CUDA events, and the ceiling that a result is divided by."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def require_gpu():
+    """torch with a GPU. Raises ``RuntimeError`` with the reason where there is none: a benchmark has no fallback."""
+    try:
+        import torch
+    except ImportError:
+        raise RuntimeError("this benchmark needs torch (it allocates, times and runs the peers); install it") from None
+    if not torch.cuda.is_available():
+        raise RuntimeError("this benchmark needs an NVIDIA GPU; torch.cuda.is_available() is false here")
+    return torch
+
+
+def median_ms(runs: dict[str, Callable[[], Any]], *, rounds: int = 15, warmup: int = 3) -> dict[str, float]:
+    """Median milliseconds of each run on the GPU, all runs in turn in every round, so that drift hits all alike."""
+    torch = require_gpu()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(warmup + rounds):
+        for name, run in runs.items():
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            run()
+            stop.record()
+            stop.synchronize()
+            if number >= warmup:
+                times[name].append(start.elapsed_time(stop))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def machine() -> dict[str, str]:
+    """What the figures were measured on."""
+    torch = require_gpu()
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "multiprocessors": str(properties.multi_processor_count),
+        "l2_mib": f"{properties.L2_cache_size / 2**20:.0f}",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write_json(path: Path | str | None, report: dict) -> None:
+    """Write the report where the user asked for it."""
+    if path is not None:
+        Path(path).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def console():
+    """A rich console on standard output."""
+    from rich.console import Console
+
+    return Console(file=sys.stdout)

@@ -1,0 +1,67 @@
+"""Kernels by the names that ``nbfmha sass`` and ``nbfmha ptx`` take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ptx_inline.toolchain import Kernel, Target
+
+
+def _mma(target: Target) -> str:
+    return "blockscale" if target.has_block_scale_mma else "dequant"
+
+
+def _quantize(target: Target) -> Kernel:
+    from nbfmha.kernels.quantize import flat_kernel
+
+    return flat_kernel("float16", "nvfp4", "amax", False)
+
+
+def _quantize_tokens(target: Target) -> Kernel:
+    from nbfmha.kernels.quantize import tokens_kernel
+
+    return tokens_kernel("float16", "nvfp4", "amax", "linear", False)
+
+
+def _quantize_four_over_six(target: Target) -> Kernel:
+    from nbfmha.kernels.quantize import flat_kernel
+
+    return flat_kernel("float16", "nvfp4", "four_over_six", False)
+
+
+def _dequantize(target: Target) -> Kernel:
+    from nbfmha.kernels.dequantize import flat_kernel
+
+    return flat_kernel("float16", "nvfp4", False)
+
+
+def _probe(target: Target) -> Kernel:
+    from nbfmha.kernels.probe import probe_kernel
+
+    return probe_kernel(_mma(target))
+
+
+def _qk(target: Target) -> Kernel:
+    from nbfmha.kernels.qk import qk_kernel
+
+    return qk_kernel(_mma(target), 128)
+
+
+#: Name -> function of the target that returns the kernel as it would run there: with the block-scale MMA where the
+#: target has it, else with exact dequantisation.
+CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
+    "quantize": _quantize,
+    "quantize_tokens": _quantize_tokens,
+    "quantize_four_over_six": _quantize_four_over_six,
+    "dequantize": _dequantize,
+    "probe": _probe,
+    "qk": _qk,
+}
+
+
+def kernel(name: str, target: str | Target) -> Kernel:
+    """The kernel of this name for a target. Raises ``ValueError`` for an unknown name or target."""
+    target = Target.parse(target)
+    if name not in CATALOGUE:
+        raise ValueError(f"kernel must be one of {', '.join(CATALOGUE)}, got {name!r}")
+    return CATALOGUE[name](target)
