@@ -10,12 +10,12 @@ NVFP4, blocks of 16, UE4M3 scales, ``g`` = global_scale (decode direction, 1 whe
     code = E2M1(clamp(x, -7*s, 7*s) / s)            nearest even, saturating at 6; the sign of zero is kept
 
     sf == 0 (a zero block, or underflow)            every code 0 (also for -0)
-    any NaN in the block                            sf = 0x7F, every code 0: the block dequantises to NaN
-    any Inf, no NaN                                 amax = Inf: sf = 448, +-Inf becomes +-6, finite values against s = 448*g
+    any NaN or Inf in the block                     sf = 0x7F, every code 0: the block dequantises to NaN. (Saturating Inf
+                                                    would turn its finite neighbours into zeros without a trace.)
 
 MXFP4, blocks of 32, UE8M0 scales, no global scale (OCP Microscaling Formats 1.0, section 6.3):
     e = floor(log2(amax)) - 2 clamped to [-127, 127], sf = e + 127, s = 2^e, code as above
-    amax == 0: sf = 0, every code 0.  NaN: sf = 0xFF, every code 0.  Inf: e of the largest finite float32.
+    amax == 0: sf = 0, every code 0.  Any NaN or Inf: sf = 0xFF, every code 0.
 
 ``scale="four_over_six"`` (NVFP4 only; Cook et al., "Four Over Six", arXiv 2512.02010, here with 5 as well): candidates
     sf_d = E4M3(amax / (d*g)) for d = 6, 5, 4, each quantised as above; squared error of the block
@@ -162,9 +162,10 @@ def quantize_blocks(
     """The contract itself: float32 blocks (..., block_size) to E2M1 codes of that shape and scale bytes (...)."""
     with np.errstate(all="ignore"):  # Inf, NaN and underflow are part of the contract
         amax = _tree(np.maximum, np.abs(x))  # NaN when any element is
+        amax[np.isinf(amax)] = np.nan
         if block.scale_format is UE8M0:
             # floor(log2(amax)) - 2 = floor(log2(amax/4)); exact in float64, where amax/4 is never subnormal
-            quarter = np.minimum(amax, np.finfo(np.float32).max).astype(np.float64) / 4
+            quarter = amax.astype(np.float64) / 4
             sf = UE8M0.encode(quarter, rounding="rz")
             return _encode_elements(x, amax, UE8M0.decode(sf)), sf
 
