@@ -9,16 +9,16 @@ For one element of D, with the parameters of :class:`ptx_inline.isa.instructions
    elements count as exponent 0, so only the scales' exponents are left. A group in which every product is zero, a zero
    scale and C = 0 have no exponent; a group whose products cancel keeps its own.
 3. ``e_max`` is the largest exponent of the addends and C, at least ``min_exponent``.
-4. Each addend and C is truncated toward zero to a multiple of 2^(e_max - fraction_bits); these are added exactly, and the
-   sum is rounded toward zero to float32 (subnormals kept, infinity from 2^128 on).
+4. Each addend and C is truncated toward zero to a multiple of 2^(e_max - fraction_bits); these are added exactly, and
+   the sum is rounded toward zero to float32 (subnormals kept, infinity from 2^128 on).
 5. NaN is 0x7FFFFFFF, and -0 becomes +0. The top bit of a UE4M3 scale is ignored.
 
 Source: arXiv 2511.10909 and its published code, for Hopper (f16, bf16) and consumer Blackwell (the rest). The results
 read from a physical sm_120 GPU in :mod:`ptx_inline.isa.transcripts` are reproduced. Cancellation across very different
 exponents and non-finite operands are only partly covered by them.
 
-Everything is exact in float64: an addend is below 2^11 times 2^e_max (16 products of at most 36, two significands), hence
-below 2^47 multiples of the unit of step 4, and the sum of at most 33 addends stays below 2^53.
+Everything is exact in float64: a sum of 16 products of at most 36, times two significands below 2, is below 2^12 times
+2^e_max, hence below 2^47 units of step 4, and there are four; single products are below 2^27 units, and there are 32.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ def mma(
     if code_dtype == np.uint8:
         for name, codes, format in (("a", a, formats[0]), ("b", b, formats[1])):
             if codes.size and int(codes.max()) >> FORMATS[format].bits:
-                raise ValueError(
-                    f"{name} must hold {format} codes of {FORMATS[format].bits} bits, got {codes.max():#x}"
-                )
+                raise ValueError(f"{name} must hold {FORMATS[format].bits}-bit {format} codes, got {codes.max():#x}")
         if description.element_bits == 8:
             a, b = to_containers(a, formats[0]), to_containers(b, formats[1])
     tile = functools.partial(_mma_tiles, description, formats)
@@ -203,7 +201,7 @@ def _mma_tiles(description: Instruction, formats, a, b, c, sfa=None, sfb=None) -
 
 
 def _group_addends(a, b, scales_a, scales_b, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """Addends float64 (T, M, N, groups) and the largest of their exponents (T, M, N), for operands without NaN or Inf."""
+    """Addends float64 (T, M, N, groups) and the largest of their exponents (T, M, N); operands are finite."""
     tiles, _, k = a.shape
     groups = k // group
     # exact in float32: sums of 16 products that are multiples of 1/4 and at most 36

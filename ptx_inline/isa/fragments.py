@@ -78,7 +78,7 @@ class Fragment:
         if matrix.size and (int(matrix.max()) >> self.element_bits or int(matrix.min()) < 0):
             raise ValueError(f"matrix must hold codes of {self.element_bits} bits, got {matrix.max()}")
         batch = matrix.shape[:-2]
-        flat = matrix.reshape(*batch, -1)
+        flat = matrix.reshape(*batch, self.shape[0] * self.shape[1])
         result = np.full((*batch, WARP_SIZE, self.registers), fill, np.uint32)
         lanes = np.flatnonzero(self.row[:, 0] >= 0)
         held = np.zeros(self.registers, np.uint32)
@@ -102,7 +102,8 @@ class Fragment:
             raise ValueError(f"registers must have the shape (..., 32, {self.registers}), got {registers.shape}")
         batch = registers.shape[:-2]
         words = registers[..., self.register] >> self.bit.astype(np.uint32)
-        values = (words & np.uint32((1 << self.element_bits) - 1)).astype(self.dtype).reshape(*batch, -1)
+        values = (words & np.uint32((1 << self.element_bits) - 1)).astype(self.dtype)
+        values = values.reshape(*batch, WARP_SIZE * self.register.size)
         return values[..., self._source].reshape(*batch, *self.shape)
 
     @functools.cached_property

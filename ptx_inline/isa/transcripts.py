@@ -1,4 +1,4 @@
-"""Results of block-scale and f8f6f4 MMAs read from a physical sm_120 GPU, to hold the model of their arithmetic against.
+"""Results of block-scale and f8f6f4 MMAs read from a physical sm_120 GPU: the touchstone of our arithmetic model.
 
 ``data/sm120_mma_transcripts.json`` states who read them on which GPU, the recipe of the inputs and the hash of the
 results. Each case is one warp-wide MMA: its hash fails when one bit of one lane's D differs, so it checks formats,
