@@ -141,23 +141,37 @@ def _quantize_gpu(
     g = qt.global_scale if has_global else 0  # a null address that the kernel never reads
     padded_rows, padded_cols = scale_layouts.padded_shape(scale_layout, qt.rows, qt.cols)
     batch = math.prod(shape[:-2])
-    whole_blocks = shape[-1] % block.block_size == 0 and scale_layout == "linear" and gpu_arrays.is_aligned(x, 16)
+    aligned = gpu_arrays.is_aligned(x, 16)
+    whole_blocks = shape[-1] % block.block_size == 0 and aligned
     if axis == "tokens":
+        if not aligned:
+            raise ValueError(message("x", "at an address that is a multiple of 16", "another", "copy it"))
         kernel = kernels.tokens_kernel(dtype, format, scale, scale_layout, has_global)
         grid, tiles = _token_tiles(batch, padded_rows, padded_cols, format)
         block_dim = (kernels.THREADS_TOKENS[format],)
         arguments = (x, g, qt.codes, qt.scales, *shape[-2:], padded_rows, padded_cols, *tiles)
-    elif whole_blocks:
+    elif whole_blocks and scale_layout == "linear":
         kernel = kernels.flat_kernel(dtype, format, scale, has_global)
         blocks = math.prod(scales_shape)
         grid, block_dim = _ctas(blocks, kernels.THREADS), (kernels.THREADS,)
         arguments = (x, g, qt.codes, qt.scales, blocks)
     else:
-        kernel = kernels.rows_kernel(dtype, format, scale, scale_layout, has_global)
-        grid, block_dim = _ctas(batch * padded_rows * padded_cols, kernels.THREADS), (kernels.THREADS,)
-        arguments = (x, g, qt.codes, qt.scales, batch, *shape[-2:], padded_rows, padded_cols)
+        kernel = kernels.rows_kernel(dtype, format, scale, scale_layout, has_global, whole_blocks)
+        grid, tiles = _row_tiles(batch, padded_rows * padded_cols)
+        block_dim = (kernels.THREADS,)
+        arguments = (x, g, qt.codes, qt.scales, *shape[-2:], padded_rows, padded_cols, tiles)
     kernel.launch(grid, block_dim, arguments)
     return qt
+
+
+def _row_tiles(batch: int, blocks_per_matrix: int) -> tuple[tuple[int], int]:
+    """Grid and CTAs a matrix of the ``rows`` kernels, which count a matrix's blocks in 32 bits."""
+    from nbfmha.kernels import quantize as kernels
+
+    (tiles,) = _ctas(blocks_per_matrix, kernels.THREADS)
+    if blocks_per_matrix > 2**32 - kernels.THREADS:
+        raise ValueError(message("x", "at most 2^32 blocks in a matrix", blocks_per_matrix, "split the tokens"))
+    return _ctas(batch * tiles, 1), tiles
 
 
 def _token_tiles(batch: int, padded_rows: int, padded_cols: int, format: str) -> tuple[tuple[int], tuple[int, int]]:
@@ -214,13 +228,14 @@ def _dequantize_gpu(qt: QuantizedTensor, dtype: str) -> Any:
         arguments = (qt.codes, qt.scales, g, y, *qt.shape[-2:], padded_rows, padded_cols, *tiles)
     elif qt.scale_layout == "linear" and qt.blocked_length % qt.block_size == 0:
         kernel = kernels.flat_kernel(dtype, qt.format, has_global)
-        blocks = math.prod(qt.scales.shape)
-        grid, block_dim = _ctas(blocks, kernels.THREADS), (kernels.THREADS,)
-        arguments = (qt.codes, qt.scales, g, y, blocks)
+        units = math.prod(qt.shape) // (4 if dtype == "float32" else 8)
+        grid, block_dim = _ctas(units, kernels.THREADS * kernels.UNITS), (kernels.THREADS,)
+        arguments = (qt.codes, qt.scales, g, y, units)
     else:
         kernel = kernels.rows_kernel(dtype, qt.format, qt.scale_layout, has_global)
-        grid, block_dim = _ctas(batch * qt.rows * qt.cols, kernels.THREADS), (kernels.THREADS,)
-        arguments = (qt.codes, qt.scales, g, y, batch, *qt.shape[-2:], padded_rows, padded_cols)
+        grid, tiles = _row_tiles(batch, qt.rows * qt.cols)
+        block_dim = (kernels.THREADS,)
+        arguments = (qt.codes, qt.scales, g, y, *qt.shape[-2:], padded_rows, padded_cols, tiles)
     kernel.launch(grid, block_dim, arguments)
     return y
 

@@ -29,18 +29,34 @@ def make_widen(dtype: str):
     return cuda.jit(device=True, forceinline=True)(lambda value: value)
 
 
-def make_narrow(dtype: str):
-    """Device function: f32 -> an element as it lies in memory, nearest even."""
+def make_load_words(dtype: str, block: int):
+    """Device function ``(x: u32*, index, values: f32[block])``: block ``index`` of a tensor that is 16-byte aligned."""
     from numba import cuda
+    from numba.core import types
 
     from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
 
-    cvt_rn_f16_f32, cvt_rn_bf16_f32 = dev.cvt_rn_f16_f32, dev.cvt_rn_bf16_f32
-    if dtype == "float16":
-        return cuda.jit(device=True, forceinline=True)(lambda value: cvt_rn_f16_f32(value))
-    if dtype == "bfloat16":
-        return cuda.jit(device=True, forceinline=True)(lambda value: cvt_rn_bf16_f32(value))
-    return cuda.jit(device=True, forceinline=True)(lambda value: value)
+    u16, u32, i64 = types.uint16, types.uint32, types.int64
+    ffi, load_v4, float_of = dev.ffi, dev.ld_global_nc_v4_u32, dev.mov_f32_b32
+    widen = make_widen(dtype)
+    wide = dtype == "float32"
+    words = block if wide else block // 2
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def load_words(x, index, values):
+        raw = cuda.local.array(words, u32)
+        for w in unroll(0, words, 4):
+            load_v4(ffi.from_buffer(raw[w:]), x, index * i64(words) + i64(w))
+        for w in unroll(words):
+            if wide:
+                values[w] = float_of(raw[w])
+            else:
+                values[2 * w] = widen(u16(raw[w] & u32(0xFFFF)))
+                values[2 * w + 1] = widen(u16(raw[w] >> u32(16)))
+
+    return load_words
 
 
 def make_decode_scale(format: str):
@@ -70,7 +86,7 @@ def make_decode_scale(format: str):
     return decode_ue4m3 if format == "nvfp4" else decode_ue8m0
 
 
-def make_quantize_block(format: str, scale: str, has_global: bool):
+def make_quantize_block(dtype: str, format: str, scale: str, has_global: bool):
     """Device function ``(x: f32[block], global_scale, codes: u32[block / 8]) -> scale byte``.
 
     ``codes`` receives eight E2M1 codes a register, low nibble first.
@@ -83,6 +99,8 @@ def make_quantize_block(format: str, scale: str, has_global: bool):
     f32, u32 = types.float32, types.uint32
     block = BLOCK_SIZE[format]
     words = block // 8
+    # x / s leaves the f32 range only for the largest x of a wide dtype over a tiny global scale
+    may_overflow = has_global and dtype != "float16"
     decode_scale = make_decode_scale(format)
     e2m1x2, e4m3x2, f16x2_e2m1x2 = (
         dev.cvt_rn_satfinite_e2m1x2_f32,
@@ -95,11 +113,12 @@ def make_quantize_block(format: str, scale: str, has_global: bool):
     @cuda.jit(device=True, forceinline=True)
     def divide(x, s, reciprocal):
         """x / s rounded to nearest, with the reciprocal shared by the block (P. Markstein, IBM J. R&D 34, 1990). One
-        correction is enough for the four significant bits of a scale byte, two for any f32."""
+        correction is enough for the four significant bits of a scale byte, two for any f32. The residual is taken as
+        q s - x, not x - q s: so -0 / s stays -0."""
         quotient = x * reciprocal
-        quotient = fma(fma(-quotient, s, x), reciprocal, quotient)
+        quotient = fma(-fma(quotient, s, -x), reciprocal, quotient)
         if has_global:
-            quotient = fma(fma(-quotient, s, x), reciprocal, quotient)
+            quotient = fma(-fma(quotient, s, -x), reciprocal, quotient)
         return quotient
 
     @cuda.jit(device=True, forceinline=True)
@@ -110,7 +129,7 @@ def make_quantize_block(format: str, scale: str, has_global: bool):
             word = u32(0)
             for i in range(4):
                 low, high = x[8 * w + 2 * i], x[8 * w + 2 * i + 1]
-                if has_global:  # keeps the quotient finite for any x; a scale byte alone cannot overflow it
+                if may_overflow:
                     low, high = max_f32(min_f32(low, top), -top), max_f32(min_f32(high, top), -top)
                 word |= e2m1x2(divide(high, s, reciprocal), divide(low, s, reciprocal)) << u32(8 * i)
             codes[w] = word

@@ -13,9 +13,11 @@ from __future__ import annotations
 import functools
 
 from nbfmha import scale_layouts
-from nbfmha.kernels.blocks import BLOCK_SIZE, element_pointer, make_decode_scale, make_narrow
+from nbfmha.kernels.blocks import BLOCK_SIZE, make_decode_scale
 from nbfmha.kernels.quantize import CHANNELS, THREADS, THREADS_TOKENS, TOKENS
 from ptx_inline.toolchain import Kernel
+
+UNITS = 4
 
 
 def _make_decode_pair():
@@ -30,155 +32,202 @@ def _make_decode_pair():
     return cuda.jit(device=True, forceinline=True)(lambda word, i: f16x2_e2m1x2((word >> u32(8 * i)) & u32(0xFF)))
 
 
-def make_flat(dtype: str, format: str, has_global: bool):
-    """Kernel ``flat(codes, scales, global_scale, y, blocks)``; ``y`` 16-byte aligned, as 32-bit words."""
+def _make_store_floats(dtype: str):
+    """Device function ``(y: u32*, pair index, low, high)``: two f32, rounded to the dtype, to neighbouring elements."""
     from numba import cuda
     from numba.core import types
 
     from ptx_inline import device as dev
 
-    u16, u32, i64 = types.uint16, types.uint32, types.int64
-    ffi = dev.ffi
-    block = BLOCK_SIZE[format]
-    code_words = block // 8
-    words = block if dtype == "float32" else block // 2
-    load_v2, store_v4, bits_of, f32_of_f16 = (
-        dev.ld_global_nc_v2_u32,
-        dev.st_global_v4_u32,
-        dev.mov_b32_f32,
-        dev.cvt_f32_f16,
-    )
+    i64 = types.int64
+    store_v2, bits_of = dev.st_global_v2_u32, dev.mov_b32_f32
     narrow_pair = dev.cvt_rn_f16x2_f32 if dtype == "float16" else dev.cvt_rn_bf16x2_f32
-    decode_scale, decode_pair = make_decode_scale(format), _make_decode_pair()
     wide = dtype == "float32"
 
-    def flat(codes, scales, global_scale, y, blocks):
-        index = i64(cuda.blockIdx.x) * i64(THREADS) + i64(cuda.threadIdx.x)
-        if index >= blocks:
-            return
-        packed = cuda.local.array(code_words, u32)
-        out = cuda.local.array(words, u32)
-        for w in range(0, code_words, 2):
-            load_v2(ffi.from_buffer(packed[w:]), codes, index * i64(code_words) + i64(w))
-        s = decode_scale(scales[index])
-        if has_global:
-            s = s * global_scale[0]
-        for w in range(code_words):
-            for i in range(4):
-                pair = decode_pair(packed[w], i)
-                low = f32_of_f16(u16(pair & u32(0xFFFF))) * s
-                high = f32_of_f16(u16(pair >> u32(16))) * s
-                if wide:
-                    out[8 * w + 2 * i] = bits_of(low)
-                    out[8 * w + 2 * i + 1] = bits_of(high)
-                else:
-                    out[4 * w + i] = narrow_pair(high, low)
-        for w in range(0, words, 4):
-            store_v4(y, index * i64(words) + i64(w), out[w], out[w + 1], out[w + 2], out[w + 3])
+    @cuda.jit(device=True, forceinline=True)
+    def store_floats(y, pair_index, low, high):
+        if wide:
+            store_v2(y, pair_index * i64(2), bits_of(low), bits_of(high))
+        else:
+            y[pair_index] = narrow_pair(high, low)
+
+    return store_floats
+
+
+def _make_store_pair(dtype: str):
+    """Device function ``(y: u32*, pair index, two f16 codes, scale)``: their products with the scale."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    u16, u32 = types.uint16, types.uint32
+    f32_of_f16 = dev.cvt_f32_f16
+    store_floats = _make_store_floats(dtype)
+
+    @cuda.jit(device=True, forceinline=True)
+    def store_pair(y, pair_index, pair, s):
+        store_floats(y, pair_index, f32_of_f16(u16(pair & u32(0xFFFF))) * s, f32_of_f16(u16(pair >> u32(16))) * s)
+
+    return store_pair
+
+
+def make_flat(dtype: str, format: str, has_global: bool):
+    """Kernel ``flat(codes, scales, global_scale, y, units)``; ``y`` 16-byte aligned, as 32-bit words.
+
+    A unit is 16 bytes of output: 8 codes of a 16-bit dtype, 4 of float32. Neighbouring threads own neighbouring units, so
+    that every store of a warp covers 512 bytes; each thread loads ``UNITS`` of them before it stores the first.
+    """
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, u16, u32, i64 = types.float32, types.uint16, types.uint32, types.int64
+    wide = dtype == "float32"
+    elements = 4 if wide else 8
+    units_per_scale = BLOCK_SIZE[format] // elements
+    narrow_pair = dev.cvt_rn_f16x2_f32 if dtype == "float16" else dev.cvt_rn_bf16x2_f32
+    store_v4, bits_of, f32_of_f16 = dev.st_global_v4_u32, dev.mov_b32_f32, dev.cvt_f32_f16
+    decode_scale, decode_pair = make_decode_scale(format), _make_decode_pair()
+
+    @unrolled
+    def flat(codes, scales, global_scale, y, units):
+        first = i64(cuda.blockIdx.x) * i64(THREADS * UNITS) + i64(cuda.threadIdx.x)
+        words = cuda.local.array(UNITS, u32)
+        s = cuda.local.array(UNITS, f32)
+        out = cuda.local.array(4, u32)
+        g = global_scale[0] if has_global else f32(1)
+        for n in unroll(UNITS):
+            unit = first + i64(n * THREADS)
+            if unit < units:
+                words[n] = u32(codes[unit])
+                s[n] = decode_scale(scales[unit // i64(units_per_scale)])
+                if has_global:
+                    s[n] = s[n] * g
+        for n in unroll(UNITS):
+            unit = first + i64(n * THREADS)
+            if unit < units:
+                for i in unroll(elements // 2):
+                    pair = decode_pair(words[n], i)
+                    low = f32_of_f16(u16(pair & u32(0xFFFF))) * s[n]
+                    high = f32_of_f16(u16(pair >> u32(16))) * s[n]
+                    if wide:
+                        out[(2 * i) % 4] = bits_of(low)  # i < 2 here: the bound serves the other branch
+                        out[(2 * i + 1) % 4] = bits_of(high)
+                    else:
+                        out[i] = narrow_pair(high, low)
+                store_v4(y, unit * i64(4), out[0], out[1], out[2], out[3])
 
     return flat
 
 
 def make_rows(dtype: str, format: str, scale_layout: str, has_global: bool):
-    """Kernel ``rows(codes, scales, global_scale, y, batch, rows, head_dim, padded_rows, padded_cols)``."""
+    """Kernel ``rows(codes, scales, global_scale, y, rows, head_dim, padded_rows, padded_cols, tiles)``: ``tiles`` CTAs a
+    matrix; ``y`` aligned to two elements, written in pairs."""
     from numba import cuda
     from numba.core import types
 
-    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
 
-    u16, u32, i32, i64 = types.uint16, types.uint32, types.int32, types.int64
+    u32, i64 = types.uint32, types.int64
     block = BLOCK_SIZE[format]
     code_words = block // 8
-    f32_of_f16 = dev.cvt_f32_f16
-    decode_scale, decode_pair, narrow = make_decode_scale(format), _make_decode_pair(), make_narrow(dtype)
+    decode_scale, decode_pair, store_pair = make_decode_scale(format), _make_decode_pair(), _make_store_pair(dtype)
     scale_offset = cuda.jit(device=True, forceinline=True)(scale_layouts.FORMULAS[scale_layout])
 
-    def rows(codes, scales, global_scale, y, batch, rows, head_dim, padded_rows, padded_cols):
-        index = i64(cuda.blockIdx.x) * i64(THREADS) + i64(cuda.threadIdx.x)
-        cols = (head_dim + i32(block - 1)) // i32(block)
-        col = i32(index % i64(cols))
-        stored_row = index // i64(cols)
-        matrix = stored_row // i64(rows)
-        row = i32(stored_row % i64(rows))
-        if matrix >= batch:
+    @unrolled
+    def rows(codes, scales, global_scale, y, rows, head_dim, padded_rows, padded_cols, tiles):
+        matrix = i64(u32(cuda.blockIdx.x) // tiles)
+        index = u32(u32(u32(cuda.blockIdx.x) % tiles) * u32(THREADS) + u32(cuda.threadIdx.x))
+        cols = u32((head_dim + u32(block - 1)) // u32(block))
+        row, col = u32(index // cols), u32(index % cols)
+        if row >= rows:
             return
-        s = decode_scale(
-            scales[matrix * i64(padded_rows) * i64(padded_cols) + i64(scale_offset(row, col, padded_cols))]
-        )
+        offset = matrix * i64(padded_rows) * i64(padded_cols) + i64(u32(scale_offset(row, col, padded_cols)))
+        s = decode_scale(scales[offset])
         if has_global:
             s = s * global_scale[0]
-        first = stored_row * i64(head_dim) + i64(col) * i64(block)
-        left = head_dim - col * i32(block)
-        for w in range(code_words):
-            word = codes[index * i64(code_words) + i64(w)]
-            for i in range(4):
-                pair = decode_pair(word, i)
-                element = i32(8 * w + 2 * i)
-                if element < left:  # head_dim is even: both of the pair are inside, or neither is
-                    y[first + i64(element)] = narrow(f32_of_f16(u16(pair & u32(0xFFFF))) * s)
-                    y[first + i64(element) + i64(1)] = narrow(f32_of_f16(u16(pair >> u32(16))) * s)
+        stored_row = matrix * i64(rows) + i64(row)
+        first_pair = (stored_row * i64(head_dim) + i64(col) * i64(block)) >> i64(1)
+        pairs_left = (i64(head_dim) - i64(col) * i64(block)) >> i64(1)
+        for w in unroll(code_words):
+            word = codes[(stored_row * i64(cols) + i64(col)) * i64(code_words) + i64(w)]
+            for i in unroll(4):
+                if i64(4 * w + i) < pairs_left:
+                    store_pair(y, first_pair + i64(4 * w + i), decode_pair(word, i), s)
 
     return rows
 
 
 def make_tokens(dtype: str, format: str, scale_layout: str, has_global: bool):
     """Kernel ``tokens(codes, scales, global_scale, y, tokens, head_dim, padded_rows, padded_cols, token_tiles,
-    channel_tiles)``."""
+    channel_tiles)``: a thread owns the blocks of two neighbouring channels; ``y`` aligned to two elements."""
     from numba import cuda
     from numba.core import types
 
     from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
 
-    u16, u32, i32, i64 = types.uint16, types.uint32, types.int32, types.int64
+    u16, u32, i64 = types.uint16, types.uint32, types.int64
     block = BLOCK_SIZE[format]
     code_words = block // 8
     tile_cols = TOKENS // block
     tile_words = TOKENS // 8
     pitch = tile_words + 1  # odd: the channels of a warp hit different banks
-    threads = THREADS_TOKENS[format]
+    channels_a_pass = THREADS_TOKENS[format] // tile_words
     f32_of_f16 = dev.cvt_f32_f16
-    decode_scale, decode_pair, narrow = make_decode_scale(format), _make_decode_pair(), make_narrow(dtype)
+    decode_scale, decode_pair, store_floats = make_decode_scale(format), _make_decode_pair(), _make_store_floats(dtype)
     scale_offset = cuda.jit(device=True, forceinline=True)(scale_layouts.FORMULAS[scale_layout])
 
+    @unrolled
     def tokens(codes, scales, global_scale, y, tokens, head_dim, padded_rows, padded_cols, token_tiles, channel_tiles):
         staged = cuda.shared.array((CHANNELS, pitch), u32)
-        tile = i32(cuda.blockIdx.x)
-        token_tile = tile % token_tiles
-        channel_tile = (tile // token_tiles) % channel_tiles
-        matrix = i64(tile // (token_tiles * channel_tiles))
-        thread = i32(cuda.threadIdx.x)
-        cols = (tokens + i32(block - 1)) // i32(block)
-        words_per_channel = cols * i32(code_words)
+        tile = u32(cuda.blockIdx.x)
+        token_tile = u32(tile % token_tiles)
+        channel_tile = u32(u32(tile // token_tiles) % channel_tiles)
+        matrix = i64(u32(u32(tile // token_tiles) // channel_tiles))
+        thread = u32(cuda.threadIdx.x)
+        cols = u32((tokens + u32(block - 1)) // u32(block))
+        words_per_channel = u32(cols * u32(code_words))
 
-        word = thread % i32(tile_words)
-        for channel_in_tile in range(thread // i32(tile_words), CHANNELS, threads // tile_words):
-            channel = channel_tile * i32(CHANNELS) + i32(channel_in_tile)
-            word_of_channel = token_tile * i32(tile_words) + word
-            if channel < head_dim and word_of_channel < words_per_channel:
-                source = (matrix * i64(head_dim) + i64(channel)) * i64(words_per_channel) + i64(word_of_channel)
-                staged[channel_in_tile, word] = codes[source]
+        word = u32(thread % u32(tile_words))
+        word_of_channel = u32(token_tile * u32(tile_words) + word)
+        for step in unroll(0, CHANNELS, channels_a_pass):
+            row = u32(u32(step) + thread // u32(tile_words))
+            stored = u32(channel_tile * u32(CHANNELS) + row)
+            if stored < head_dim and word_of_channel < words_per_channel:
+                source = (matrix * i64(head_dim) + i64(stored)) * i64(words_per_channel) + i64(word_of_channel)
+                staged[row, word] = codes[source]
         cuda.syncthreads()
 
-        channel_in_tile = thread % i32(CHANNELS)
-        col_in_tile = thread // i32(CHANNELS)
-        channel = channel_tile * i32(CHANNELS) + channel_in_tile
-        col = token_tile * i32(tile_cols) + col_in_tile
-        if channel < head_dim and col < cols:
-            offset = matrix * i64(padded_rows) * i64(padded_cols) + i64(scale_offset(channel, col, padded_cols))
-            s = decode_scale(scales[offset])
+        channel_in_tile = u32(u32(2) * (thread & u32(31)))
+        col_in_tile = u32(thread >> u32(5))
+        channel = u32(channel_tile * u32(CHANNELS) + channel_in_tile)
+        col = u32(token_tile * u32(tile_cols) + col_in_tile)
+        if channel < head_dim and col < cols:  # head_dim is even: channel + 1 is inside too
+            scales_of_matrix = matrix * i64(padded_rows) * i64(padded_cols)
+            even_scale = decode_scale(scales[scales_of_matrix + i64(u32(scale_offset(channel, col, padded_cols)))])
+            odd_offset = u32(scale_offset(u32(channel + u32(1)), col, padded_cols))
+            odd_scale = decode_scale(scales[scales_of_matrix + i64(odd_offset)])
             if has_global:
-                s = s * global_scale[0]
-            first_token = col * i32(block)
-            first = (matrix * i64(tokens) + i64(first_token)) * i64(head_dim) + i64(channel)
-            for w in range(code_words):
-                packed = staged[channel_in_tile, col_in_tile * i32(code_words) + i32(w)]
-                for i in range(4):
-                    pair = decode_pair(packed, i)
-                    token = i32(8 * w + 2 * i)
-                    if first_token + token < tokens:
-                        y[first + i64(token) * i64(head_dim)] = narrow(f32_of_f16(u16(pair & u32(0xFFFF))) * s)
-                    if first_token + token + i32(1) < tokens:
-                        y[first + i64(token + i32(1)) * i64(head_dim)] = narrow(f32_of_f16(u16(pair >> u32(16))) * s)
+                even_scale, odd_scale = even_scale * global_scale[0], odd_scale * global_scale[0]
+            first_token = i64(col) * i64(block)
+            left = i64(tokens) - first_token
+            pairs = i64(head_dim >> u32(1))
+            first = (matrix * i64(tokens) + first_token) * pairs + i64(channel >> u32(1))
+            for w in unroll(code_words):
+                even_word = staged[channel_in_tile, col_in_tile * u32(code_words) + u32(w)]
+                odd_word = staged[channel_in_tile + u32(1), col_in_tile * u32(code_words) + u32(w)]
+                for i in unroll(4):
+                    even, odd = decode_pair(even_word, i), decode_pair(odd_word, i)
+                    if i64(8 * w + 2 * i) < left:
+                        low, high = f32_of_f16(u16(even & u32(0xFFFF))), f32_of_f16(u16(odd & u32(0xFFFF)))
+                        store_floats(y, first + i64(8 * w + 2 * i) * pairs, low * even_scale, high * odd_scale)
+                    if i64(8 * w + 2 * i + 1) < left:
+                        low, high = f32_of_f16(u16(even >> u32(16))), f32_of_f16(u16(odd >> u32(16)))
+                        store_floats(y, first + i64(8 * w + 2 * i + 1) * pairs, low * even_scale, high * odd_scale)
 
     return tokens
 
@@ -187,14 +236,15 @@ def make_tokens(dtype: str, format: str, scale_layout: str, has_global: bool):
 def flat_kernel(dtype: str, format: str, has_global: bool) -> Kernel:
     """The ``flat`` kernel for these constants."""
     constants = {"dtype": dtype, "format": format, "has_global": has_global}
-    return Kernel(make_flat, ("u32*", "u8*", "f32*", "u32*", "i64"), constants, launch_bounds=(THREADS,))
+    codes = "u16*" if dtype == "float32" else "u32*"
+    return Kernel(make_flat, (codes, "u8*", "f32*", "u32*", "i64"), constants, launch_bounds=(THREADS,))
 
 
 @functools.cache
 def rows_kernel(dtype: str, format: str, scale_layout: str, has_global: bool) -> Kernel:
     """The ``rows`` kernel for these constants."""
     constants = {"dtype": dtype, "format": format, "scale_layout": scale_layout, "has_global": has_global}
-    signature = ("u32*", "u8*", "f32*", element_pointer(dtype), "i64", "i32", "i32", "i32", "i32")
+    signature = ("u32*", "u8*", "f32*", "u32*", "u32", "u32", "u32", "u32", "u32")
     return Kernel(make_rows, signature, constants, launch_bounds=(THREADS,))
 
 
@@ -202,5 +252,5 @@ def rows_kernel(dtype: str, format: str, scale_layout: str, has_global: bool) ->
 def tokens_kernel(dtype: str, format: str, scale_layout: str, has_global: bool) -> Kernel:
     """The ``tokens`` kernel for these constants."""
     constants = {"dtype": dtype, "format": format, "scale_layout": scale_layout, "has_global": has_global}
-    signature = ("u32*", "u8*", "f32*", element_pointer(dtype), "i32", "i32", "i32", "i32", "i32", "i32")
+    signature = ("u32*", "u8*", "f32*", "u32*", "u32", "u32", "u32", "u32", "u32", "u32")
     return Kernel(make_tokens, signature, constants, launch_bounds=(THREADS_TOKENS[format],))

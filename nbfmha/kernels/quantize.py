@@ -24,13 +24,13 @@ from __future__ import annotations
 import functools
 
 from nbfmha import scale_layouts
-from nbfmha.kernels.blocks import BLOCK_SIZE, element_pointer, make_quantize_block, make_widen
+from nbfmha.kernels.blocks import BLOCK_SIZE, element_pointer, make_load_words, make_quantize_block, make_widen
 from ptx_inline.toolchain import Kernel
 
 THREADS = 256
 CHANNELS = 64
 TOKENS = 128
-THREADS_TOKENS = {name: CHANNELS * (TOKENS // block) for name, block in BLOCK_SIZE.items()}
+THREADS_TOKENS = {name: CHANNELS // 2 * (TOKENS // block) for name, block in BLOCK_SIZE.items()}
 
 
 def make_flat(dtype: str, format: str, scale: str, has_global: bool):
@@ -40,36 +40,20 @@ def make_flat(dtype: str, format: str, scale: str, has_global: bool):
 
     from ptx_inline import device as dev
 
-    f32, u16, u32, i64 = types.float32, types.uint16, types.uint32, types.int64
-    ffi = dev.ffi
+    f32, u32, i64 = types.float32, types.uint32, types.int64
     block = BLOCK_SIZE[format]
-    elements_per_word = 1 if dtype == "float32" else 2
-    words = block // elements_per_word
     code_words = block // 8
-    widen = make_widen(dtype)
-    quantize_block = make_quantize_block(format, scale, has_global)
-    load_v4, store_v2, store_v4, float_of = (
-        dev.ld_global_nc_v4_u32,
-        dev.st_global_v2_u32,
-        dev.st_global_v4_u32,
-        dev.mov_f32_b32,
-    )
+    load_words = make_load_words(dtype, block)
+    quantize_block = make_quantize_block(dtype, format, scale, has_global)
+    store_v2, store_v4 = dev.st_global_v2_u32, dev.st_global_v4_u32
 
     def flat(x, global_scale, codes, scales, blocks):
         index = i64(cuda.blockIdx.x) * i64(THREADS) + i64(cuda.threadIdx.x)
         if index >= blocks:
             return
-        raw = cuda.local.array(words, u32)
         values = cuda.local.array(block, f32)
         packed = cuda.local.array(code_words, u32)
-        for w in range(0, words, 4):
-            load_v4(ffi.from_buffer(raw[w:]), x, index * i64(words) + i64(w))
-        for w in range(words):
-            if elements_per_word == 1:
-                values[w] = float_of(raw[w])
-            else:
-                values[2 * w] = widen(u16(raw[w] & u32(0xFFFF)))
-                values[2 * w + 1] = widen(u16(raw[w] >> u32(16)))
+        load_words(x, index, values)
         g = global_scale[0] if has_global else f32(1)
         scales[index] = quantize_block(values, g, packed)
         if code_words == 2:
@@ -80,44 +64,47 @@ def make_flat(dtype: str, format: str, scale: str, has_global: bool):
     return flat
 
 
-def make_rows(dtype: str, format: str, scale: str, scale_layout: str, has_global: bool):
-    """Kernel ``rows(x, global_scale, codes, scales, batch, rows, head_dim, padded_rows, padded_cols)``."""
+def make_rows(dtype: str, format: str, scale: str, scale_layout: str, has_global: bool, whole_blocks: bool):
+    """Kernel ``rows(x, global_scale, codes, scales, rows, head_dim, padded_rows, padded_cols, tiles)``: ``tiles`` CTAs a
+    matrix. ``whole_blocks``: head_dim is a multiple of the block and ``x`` is 16-byte aligned, as 32-bit words."""
     from numba import cuda
     from numba.core import types
 
     from ptx_inline import device as dev
 
-    f32, u8, u32, i32, i64 = types.float32, types.uint8, types.uint32, types.int32, types.int64
+    f32, u8, u32, i64 = types.float32, types.uint8, types.uint32, types.int64
     block = BLOCK_SIZE[format]
     code_words = block // 8
-    widen = make_widen(dtype)
-    quantize_block = make_quantize_block(format, scale, has_global)
+    widen, load_words = make_widen(dtype), make_load_words(dtype, block)
+    quantize_block = make_quantize_block(dtype, format, scale, has_global)
     scale_offset = cuda.jit(device=True, forceinline=True)(scale_layouts.FORMULAS[scale_layout])
     store_v2 = dev.st_global_v2_u32
 
-    def rows(x, global_scale, codes, scales, batch, rows, head_dim, padded_rows, padded_cols):
-        index = i64(cuda.blockIdx.x) * i64(THREADS) + i64(cuda.threadIdx.x)
-        col = i32(index % i64(padded_cols))
-        row_of_all = index // i64(padded_cols)
-        matrix = row_of_all // i64(padded_rows)
-        row = i32(row_of_all % i64(padded_rows))
-        if matrix >= batch:
+    def rows(x, global_scale, codes, scales, rows, head_dim, padded_rows, padded_cols, tiles):
+        # unsigned 32-bit index arithmetic inside a matrix: Numba widens signed division to 64 bits
+        matrix = i64(u32(cuda.blockIdx.x) // tiles)
+        index = u32(u32(u32(cuda.blockIdx.x) % tiles) * u32(THREADS) + u32(cuda.threadIdx.x))
+        row, col = u32(index // padded_cols), u32(index % padded_cols)
+        if row >= padded_rows:
             return
-        cols = (head_dim + i32(block - 1)) // i32(block)
-        scale_index = matrix * i64(padded_rows) * i64(padded_cols) + i64(scale_offset(row, col, padded_cols))
+        cols = u32((head_dim + u32(block - 1)) // u32(block))
+        scale_index = matrix * i64(padded_rows) * i64(padded_cols) + i64(u32(scale_offset(row, col, padded_cols)))
         if row >= rows or col >= cols:
             scales[scale_index] = u8(0)
             return
         values = cuda.local.array(block, f32)
         packed = cuda.local.array(code_words, u32)
         stored_row = matrix * i64(rows) + i64(row)
-        first = stored_row * i64(head_dim) + i64(col) * i64(block)
-        left = head_dim - col * i32(block)
-        for i in range(block):
-            values[i] = widen(x[first + i64(i)]) if i32(i) < left else f32(0)
+        block_index = stored_row * i64(cols) + i64(col)
+        if whole_blocks:
+            load_words(x, block_index, values)
+        else:
+            first = stored_row * i64(head_dim) + i64(col) * i64(block)
+            left = i64(head_dim) - i64(col) * i64(block)
+            for i in range(block):
+                values[i] = widen(x[first + i64(i)]) if i64(i) < left else f32(0)
         g = global_scale[0] if has_global else f32(1)
         scales[scale_index] = u8(quantize_block(values, g, packed))
-        block_index = stored_row * i64(cols) + i64(col)
         for w in range(0, code_words, 2):
             store_v2(codes, block_index * i64(code_words) + i64(w), packed[w], packed[w + 1])
 
@@ -126,65 +113,94 @@ def make_rows(dtype: str, format: str, scale: str, scale_layout: str, has_global
 
 def make_tokens(dtype: str, format: str, scale: str, scale_layout: str, has_global: bool):
     """Kernel ``tokens(x, global_scale, codes, scales, tokens, head_dim, padded_rows, padded_cols, token_tiles,
-    channel_tiles)``: the stored matrix is the transpose, (head_dim, tokens)."""
+    channel_tiles)``: the stored matrix is the transpose, (head_dim, tokens). A thread owns the blocks of two neighbouring
+    channels; ``x`` is aligned to two elements."""
     from numba import cuda
     from numba.core import types
 
     from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
 
-    f32, u8, u32, i32, i64 = types.float32, types.uint8, types.uint32, types.int32, types.int64
+    f32, u8, u16, u32, i64 = types.float32, types.uint8, types.uint16, types.uint32, types.int64
+    ffi = dev.ffi
     block = BLOCK_SIZE[format]
     code_words = block // 8
     tile_cols = TOKENS // block
-    channels_a_pass = THREADS_TOKENS[format] // (TOKENS // 16)
     pitch = tile_cols * code_words + 1  # odd: the channels of a warp hit different banks
+    channels_a_pass = THREADS_TOKENS[format] // (TOKENS // 16)
     widen = make_widen(dtype)
-    quantize_block = make_quantize_block(format, scale, has_global)
+    wide = dtype == "float32"
+    quantize_block = make_quantize_block(dtype, format, scale, has_global)
     scale_offset = cuda.jit(device=True, forceinline=True)(scale_layouts.FORMULAS[scale_layout])
-    store_v2 = dev.st_global_v2_u32
+    store_v2, load_v2, float_of = dev.st_global_v2_u32, dev.ld_global_nc_v2_u32, dev.mov_f32_b32
 
+    @cuda.jit(device=True, forceinline=True)
+    def load_pair(x, index, i, even, odd):
+        """Element ``i`` of both blocks; ``index`` counts pairs of elements."""
+        if wide:
+            raw = cuda.local.array(2, u32)
+            load_v2(ffi.from_buffer(raw), x, index * i64(2))
+            even[i], odd[i] = float_of(raw[0]), float_of(raw[1])
+        else:
+            word = x[index]
+            even[i], odd[i] = widen(u16(word & u32(0xFFFF))), widen(u16(word >> u32(16)))
+
+    @unrolled
     def tokens(x, global_scale, codes, scales, tokens, head_dim, padded_rows, padded_cols, token_tiles, channel_tiles):
         staged = cuda.shared.array((CHANNELS, pitch), u32)
-        tile = i32(cuda.blockIdx.x)
-        token_tile = tile % token_tiles
-        channel_tile = (tile // token_tiles) % channel_tiles
-        matrix = i64(tile // (token_tiles * channel_tiles))
-        thread = i32(cuda.threadIdx.x)
+        tile = u32(cuda.blockIdx.x)
+        token_tile = u32(tile % token_tiles)
+        channel_tile = u32(u32(tile // token_tiles) % channel_tiles)
+        matrix = i64(u32(u32(tile // token_tiles) // channel_tiles))
+        thread = u32(cuda.threadIdx.x)
 
-        channel_in_tile = thread % i32(CHANNELS)
-        col_in_tile = thread // i32(CHANNELS)
-        channel = channel_tile * i32(CHANNELS) + channel_in_tile
-        col = token_tile * i32(tile_cols) + col_in_tile
-        cols = (tokens + i32(block - 1)) // i32(block)
-        inside = channel < head_dim and col < cols
+        channel_in_tile = u32(u32(2) * (thread & u32(31)))
+        col_in_tile = u32(thread >> u32(5))
+        channel = u32(channel_tile * u32(CHANNELS) + channel_in_tile)
+        col = u32(token_tile * u32(tile_cols) + col_in_tile)
+        cols = u32((tokens + u32(block - 1)) // u32(block))
         if channel < padded_rows and col < padded_cols:
-            byte = u32(0)
-            if inside:
-                values = cuda.local.array(block, f32)
+            even_byte, odd_byte = u32(0), u32(0)
+            if channel < head_dim and col < cols:  # head_dim is even: channel + 1 is inside too
+                even = cuda.local.array(block, f32)
+                odd = cuda.local.array(block, f32)
                 packed = cuda.local.array(code_words, u32)
-                first_token = col * i32(block)
-                first = (matrix * i64(tokens) + i64(first_token)) * i64(head_dim) + i64(channel)
-                for i in range(block):
-                    in_range = first_token + i32(i) < tokens
-                    values[i] = widen(x[first + i64(i) * i64(head_dim)]) if in_range else f32(0)
+                first_token = i64(col) * i64(block)
+                left = i64(tokens) - first_token
+                pairs = i64(head_dim >> u32(1))
+                first = (matrix * i64(tokens) + first_token) * pairs + i64(channel >> u32(1))
+                if left >= i64(block):
+                    for i in unroll(block):
+                        load_pair(x, first + i64(i) * pairs, i, even, odd)
+                else:
+                    for i in unroll(block):
+                        even[i], odd[i] = f32(0), f32(0)
+                        if i64(i) < left:
+                            load_pair(x, first + i64(i) * pairs, i, even, odd)
                 g = global_scale[0] if has_global else f32(1)
-                byte = u32(quantize_block(values, g, packed))
-                for w in range(code_words):
-                    staged[channel_in_tile, col_in_tile * i32(code_words) + i32(w)] = packed[w]
-            offset = matrix * i64(padded_rows) * i64(padded_cols) + i64(scale_offset(channel, col, padded_cols))
-            scales[offset] = u8(byte)
+                even_byte = u32(quantize_block(even, g, packed))
+                for w in unroll(code_words):
+                    staged[channel_in_tile, col_in_tile * u32(code_words) + u32(w)] = packed[w]
+                odd_byte = u32(quantize_block(odd, g, packed))
+                for w in unroll(code_words):
+                    staged[channel_in_tile + u32(1), col_in_tile * u32(code_words) + u32(w)] = packed[w]
+            scales_of_matrix = matrix * i64(padded_rows) * i64(padded_cols)
+            scales[scales_of_matrix + i64(u32(scale_offset(channel, col, padded_cols)))] = u8(even_byte)
+            if channel + u32(1) < padded_rows:
+                scales[scales_of_matrix + i64(u32(scale_offset(u32(channel + u32(1)), col, padded_cols)))] = u8(odd_byte)
         cuda.syncthreads()
 
         # eight lanes write the 64 bytes of a channel's 128 tokens
-        pair_in_tile = thread % i32(TOKENS // 16)
-        pairs_per_channel = cols * i32(code_words // 2)
-        pair = token_tile * i32(TOKENS // 16) + pair_in_tile
-        for channel_in_tile in range(thread // i32(TOKENS // 16), CHANNELS, channels_a_pass):
-            channel = channel_tile * i32(CHANNELS) + i32(channel_in_tile)
-            if channel < head_dim and pair < pairs_per_channel:
-                destination = (matrix * i64(head_dim) + i64(channel)) * i64(pairs_per_channel) + i64(pair)
-                low = staged[channel_in_tile, i32(2) * pair_in_tile]
-                store_v2(codes, destination * i64(2), low, staged[channel_in_tile, i32(2) * pair_in_tile + i32(1)])
+        pair_in_tile = u32(thread % u32(TOKENS // 16))
+        pairs_per_channel = u32(cols * u32(code_words // 2))
+        pair = u32(token_tile * u32(TOKENS // 16) + pair_in_tile)
+        for step in unroll(0, CHANNELS, channels_a_pass):
+            row = u32(u32(step) + thread // u32(TOKENS // 16))
+            stored = u32(channel_tile * u32(CHANNELS) + row)
+            if stored < head_dim and pair < pairs_per_channel:
+                destination = (matrix * i64(head_dim) + i64(stored)) * i64(pairs_per_channel) + i64(pair)
+                low, high = staged[row, u32(2) * pair_in_tile], staged[row, u32(2) * pair_in_tile + u32(1)]
+                store_v2(codes, destination * i64(2), low, high)
 
     return tokens
 
@@ -197,7 +213,9 @@ def flat_kernel(dtype: str, format: str, scale: str, has_global: bool) -> Kernel
 
 
 @functools.cache
-def rows_kernel(dtype: str, format: str, scale: str, scale_layout: str, has_global: bool) -> Kernel:
+def rows_kernel(
+    dtype: str, format: str, scale: str, scale_layout: str, has_global: bool, whole_blocks: bool
+) -> Kernel:
     """The ``rows`` kernel for these constants."""
     constants = {
         "dtype": dtype,
@@ -205,8 +223,10 @@ def rows_kernel(dtype: str, format: str, scale: str, scale_layout: str, has_glob
         "scale": scale,
         "scale_layout": scale_layout,
         "has_global": has_global,
+        "whole_blocks": whole_blocks,
     }
-    signature = (element_pointer(dtype), "f32*", "u32*", "u8*", "i64", "i32", "i32", "i32", "i32")
+    x = "u32*" if whole_blocks else element_pointer(dtype)
+    signature = (x, "f32*", "u32*", "u8*", "u32", "u32", "u32", "u32", "u32")
     return Kernel(make_rows, signature, constants, launch_bounds=(THREADS,))
 
 
@@ -220,5 +240,5 @@ def tokens_kernel(dtype: str, format: str, scale: str, scale_layout: str, has_gl
         "scale_layout": scale_layout,
         "has_global": has_global,
     }
-    signature = (element_pointer(dtype), "f32*", "u32*", "u8*", "i32", "i32", "i32", "i32", "i32", "i32")
+    signature = ("u32*", "f32*", "u32*", "u8*", "u32", "u32", "u32", "u32", "u32", "u32")
     return Kernel(make_tokens, signature, constants, launch_bounds=(THREADS_TOKENS[format],))

@@ -11,7 +11,7 @@ from pathlib import Path
 from ptx_inline.toolchain import cache as disk
 from ptx_inline.toolchain.compiler import Resources, entry_name, link_cubin, link_ptx, to_ltoir
 from ptx_inline.toolchain.disasm import disassemble
-from ptx_inline.toolchain.launcher import LoadedKernel, current_device, device_target, resolve
+from ptx_inline.toolchain.launcher import ArgumentReader, LoadedKernel, current_device, device_target
 from ptx_inline.toolchain.targets import Target
 from ptx_inline.types import check_type
 
@@ -49,6 +49,7 @@ class Kernel:
             _check_constant(name, value)
         self._cubins: dict[Target, tuple[bytes, str, Resources]] = {}
         self._loaded: dict[int, LoadedKernel] = {}
+        self._reader = ArgumentReader(self.signature)
 
     @property
     def name(self) -> str:
@@ -98,8 +99,10 @@ class Kernel:
 
         Raises ``TypeError`` or ``ValueError`` for arguments that do not fit, before anything is queued.
         """
-        device, handle, raw = resolve(self.signature, arguments, stream)
-        self.load(device).launch(device, grid, block, raw, smem_bytes, handle)
+        device, handle, raw = self._reader.read(arguments, stream)
+        if device is None:
+            device = current_device()
+        self.load(device).launch(device, grid, block, raw, smem_bytes, handle or 0)
 
     def load(self, device: int | None = None) -> LoadedKernel:
         """Compile (or read from the cache) and load for a device, the current one if ``None``."""
@@ -108,7 +111,7 @@ class Kernel:
         loaded = self._loaded.get(device)
         if loaded is None:
             cubin, name, _ = self._compiled(device_target(device))
-            loaded = self._loaded[device] = LoadedKernel(cubin, name, self.signature)
+            loaded = self._loaded[device] = LoadedKernel(cubin, name)
         return loaded
 
     def _compiled(self, target: Target) -> tuple[bytes, str, Resources]:
