@@ -11,17 +11,18 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _EXPORTS = {
-    "QuantizedTensor": "nbfmha.nvfp4",
-    "dequantize": "nbfmha.nvfp4",
+    "QuantizedTensor": "nbfmha.quantized_tensor",
+    "dequantize": "nbfmha.quantization",
     "load_sample": "nbfmha.sample",
-    "quantize": "nbfmha.nvfp4",
-    "relayout": "nbfmha.nvfp4",
+    "quantize": "nbfmha.quantization",
+    "relayout": "nbfmha.quantization",
 }
 
 __all__ = ["QuantizedTensor", "__version__", "dequantize", "load_sample", "quantize", "relayout"]
 
 if TYPE_CHECKING:
-    from nbfmha.nvfp4 import QuantizedTensor, dequantize, quantize, relayout
+    from nbfmha.quantization import dequantize, quantize, relayout
+    from nbfmha.quantized_tensor import QuantizedTensor
     from nbfmha.sample import load_sample
 
 

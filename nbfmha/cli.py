@@ -15,9 +15,12 @@ app = typer.Typer(
     help="NVFP4 attention in Numba CUDA: check it, look inside it, measure it. Works without a GPU.",
 )
 
+DEFAULT_ARCH = "sm_120a"
 Arch = Annotated[
     str, typer.Option("--arch", help="Target to assemble for: sm_80, sm_86, sm_89, sm_90a, sm_100a or sm_120a.")
 ]
+KernelName = Annotated[str, typer.Argument(metavar="KERNEL", help="A kernel of nbfmha.kernels, e.g. qk or quantize.")]
+MixOnly = Annotated[bool, typer.Option("--mix", help="Print the instruction mix and the resources alone.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the results to FILE as JSON.")]
 
 
@@ -80,9 +83,7 @@ def validate(
         str | None, typer.Option("--arch", help="Target to assemble the kernels for (default sm_120a).")
     ] = None,
     json_path: Json = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="DIR", help="Draw layouts and results into DIR.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="DIR", help="Draw layouts and results into DIR.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random cases.")] = 0,
 ):
     """Check formats, layouts, the MMA, Q·K^T, the quantisers and the machine code. Exit code 1 when anything fails."""
@@ -101,9 +102,7 @@ def layout(
     operand: Annotated[str, typer.Argument(help="A, B, C, SFA or SFB.")],
     byte_id: Annotated[int, typer.Option("--byte-id", help="Scale selector byte-id.")] = 0,
     thread_id: Annotated[int, typer.Option("--thread-id", help="Scale selector thread-id.")] = 0,
-    png: Annotated[
-        Path | None, typer.Option("--png", metavar="FILE", help="Draw a heatmap instead of a table.")
-    ] = None,
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw a heatmap instead of a table.")] = None,
 ):
     """Which thread holds which element of an MMA operand, in which register."""
     from nbfmha import tables
@@ -124,34 +123,35 @@ def layout(
     typer.echo(str(png))
 
 
-def _kernel(name: str):
+@app.command()
+def sass(kernel: KernelName, arch: Arch = DEFAULT_ARCH, mix: MixOnly = False):
+    """Disassembly of a kernel, its registers and spills, and its instruction mix."""
+    _list_kernel("sass", kernel, arch, mix_only=mix)
+
+
+@app.command()
+def ptx(kernel: KernelName, arch: Arch = DEFAULT_ARCH, mix: MixOnly = False):
+    """Final PTX of a kernel, every inline instruction in place, and its instruction mix."""
+    _list_kernel("ptx", kernel, arch, mix_only=mix)
+
+
+def _list_kernel(kind: str, name: str, arch: str, *, mix_only: bool) -> None:
+    from nbfmha import listing, tables
     from nbfmha.kernels import catalogue
+    from nbfmha.validate.session import check_target
 
-    if name not in catalogue:
-        _stop(f"kernel must be one of {', '.join(sorted(catalogue))}, got {name!r}")
-    return catalogue[name]()
-
-
-@app.command()
-def sass(
-    kernel: Annotated[str, typer.Argument(help="A kernel's name; `nbfmha sass list` prints them.")],
-    arch: Arch = "sm_120a",
-):
-    """Disassembly of a kernel and its instruction mix."""
-    _show(kernel, arch, ptx=False)
-
-
-@app.command()
-def ptx(
-    kernel: Annotated[str, typer.Argument(help="A kernel's name; `nbfmha ptx list` prints them.")],
-    arch: Arch = "sm_120a",
-):
-    """Final PTX of a kernel, after link-time optimisation, and its instruction mix."""
-    _show(kernel, arch, ptx=True)
-
-
-def _show(name: str, arch: str, *, ptx: bool) -> None:
-    pass
+    try:
+        kernel = catalogue.kernel(name, check_target(arch))
+        shown = getattr(listing, kind)(kernel, arch)
+        resources = kernel.resources(arch)
+    except (ValueError, RuntimeError) as error:
+        _stop(str(error))
+    if not mix_only:
+        typer.echo(shown.text)
+    console = _console()
+    title = f"{shown.name}, {kind.upper()} for {arch}"
+    console.print(tables.instruction_mix_table(shown.opcodes, shown.mma, title))
+    console.print(tables.resources_line(resources), soft_wrap=True)
 
 
 @app.command()

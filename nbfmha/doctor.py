@@ -41,7 +41,7 @@ class Gpu:
 
     def describe(self) -> str:
         major, minor = self.compute_capability
-        return f"{self.name} (compute capability {major}.{minor}, {self.multiprocessors} SMs, {self.target})"
+        return f"GPU {self.ordinal}: {self.name} (compute capability {major}.{minor}, {self.multiprocessors} SMs)"
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,12 @@ class Gpus:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether an implementation can run here; `reason` says on what, or why not."""
+    """Whether an implementation can run here; `reason` says on what, or why not; `gpu` is the one that it would use."""
 
     name: str
     available: bool
     reason: str
+    gpu: Gpu | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _needs_gpu(name: str, gpus: Gpus) -> Availability:
         missing = [part.name for part in toolchain() if not part.found]
         if missing:
             return Availability(name, False, f"toolchain incomplete: {', '.join(missing)}; install nbfmha[cu13]")
-        return Availability(name, True, f"GPU {fits[0].ordinal}: {fits[0].describe()}")
+        return Availability(name, True, fits[0].describe(), fits[0])
     if gpus.devices:
         have = ", ".join(f"{gpu.name} ({'.'.join(map(str, gpu.compute_capability))})" for gpu in gpus.devices)
         return Availability(name, False, f"needs {need}; this machine has {have}")
@@ -174,8 +175,7 @@ def _needs_gpu(name: str, gpus: Gpus) -> Availability:
 
 def toolchain() -> tuple[Component, ...]:
     """Compiler, inline-PTX compiler, linker and disassembler, as found on this machine."""
-    parts = [_component(name, wheels) for name, wheels in TOOLCHAIN.items()]
-    return tuple(parts)
+    return tuple(_component(name, wheels) for name, wheels in TOOLCHAIN.items())
 
 
 def disassembler() -> Component:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -10,13 +10,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from nbfmha.ownership import ownership
+
 if TYPE_CHECKING:
     from nbfmha.doctor import Report
 
 _YES, _NO = Text("yes", "green"), Text("no", "yellow")
 
 
-def _plain_table(*columns: str, title: str) -> Table:
+def _plain_table(*columns: str, title: str | None = None) -> Table:
     table = Table(*columns, box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     table.columns[0].no_wrap = True
     return table
@@ -30,7 +32,7 @@ def doctor_report(report: Report) -> RenderableType:
     machine.add_row("Python", report.python)
     machine.add_row("CUDA driver", report.driver)
     for gpu in report.gpus:
-        machine.add_row(f"GPU {gpu.ordinal}", f"{gpu.describe()}, {gpu.memory_bytes / 2**30:.0f} GiB")
+        machine.add_row("GPU", f"{gpu.describe()}, {gpu.memory_bytes / 2**30:.0f} GiB, compiled for {gpu.target}")
     if not report.gpus:
         machine.add_row("GPU", f"none: {report.gpu_reason}")
     machine.add_row("kernel cache", f"{report.cache_directory} ({report.cache_entries} entries)")
@@ -47,6 +49,37 @@ def doctor_report(report: Report) -> RenderableType:
     for part in report.implementations:
         implementations.add_row(part.name, _YES if part.available else _NO, part.reason)
     return Group(machine, packages, toolchain, implementations)
+
+
+def fragment_table(fragment) -> RenderableType:
+    """Thread and register of every element of an MMA operand, neighbours in one register together, owners counted."""
+    held = ownership(fragment)
+    rows, cols = held.lane.shape
+    # one column of the table for each run of elements that no row breaks
+    edges = sorted({start for row in range(rows) for start, _ in held.runs(row)} | {cols})
+    spans = list(pairwise(edges))
+    table = _plain_table(held.row_name)
+    for start, stop in spans:
+        name = f"{start}" if stop - start == 1 else f"{start}..{stop - 1}"
+        table.add_column(f"{held.col_name} {name}" if start == 0 else name, no_wrap=True)
+    for row in range(rows):
+        cells = [Text(held.label(row, start, stop), style=_lane_style(int(held.lane[row, start]))) for start, stop in spans]
+        table.add_row(str(row), *cells)
+    counts = held.elements_of_lane.reshape(8, 4)
+    lanes = "  ".join(" ".join(str(count) for count in quad) for quad in counts.tolist())
+    return Group(
+        Text(held.title, "bold"),
+        table,
+        Text("T: thread (lane), r: register, [a:b]: bits a to b-1 of it; in ascending order along the row"),
+        Text(f"owners: {held.replication()}"),
+        Text(f"elements held by lanes 0..31: {lanes}"),
+    )
+
+
+def _lane_style(lane: int) -> str:
+    """A terminal colour for each group of four lanes."""
+    palette = ("cyan", "green", "yellow", "magenta", "blue", "red", "bright_cyan", "bright_green")
+    return palette[lane >> 2] if lane >= 0 else "dim"
 
 
 def instruction_mix_table(opcodes: dict[str, int], mma: int, title: str) -> RenderableType:
@@ -74,12 +107,16 @@ def resources_line(resources) -> str:
 
 
 def select_fragment(mma: str, operand: str, *, byte_id: int = 0, thread_id: int = 0):
-    """The fragment of the one MMA whose key contains `mma`; raises ValueError naming the choices otherwise."""
+    """The fragment of the one MMA whose key is, or has as dotted parts, ``mma``; D has the layout of C.
+
+    Raises ValueError naming the choices for another MMA, operand or selector.
+    """
     from ptx_inline.isa.fragments import fragment
     from ptx_inline.isa.instructions import INSTRUCTIONS
 
-    matches = [key for key in INSTRUCTIONS if key == mma] or [key for key in INSTRUCTIONS if mma.lower() in key]
+    parts = f".{mma.lower()}."
+    matches = [key for key in INSTRUCTIONS if key == mma] or [key for key in INSTRUCTIONS if parts in f".{key}."]
     if len(matches) != 1:
-        names: Sequence[str] = matches or list(INSTRUCTIONS)
-        raise ValueError(f"MMA must name one of {', '.join(names)}, got {mma!r}")
-    return fragment(matches[0], operand.upper(), byte_id=byte_id, thread_id=thread_id)
+        raise ValueError(f"MMA must name one of {', '.join(matches or INSTRUCTIONS)}, got {mma!r}")
+    operand = "C" if operand.upper() == "D" else operand.upper()
+    return fragment(matches[0], operand, byte_id=byte_id, thread_id=thread_id)

@@ -160,16 +160,12 @@ class Guarded:
         for name, start, stop in (("before", 0, self.band), ("after", self.raw.size - self.band, self.raw.size)):
             damaged = np.flatnonzero(self.raw[start:stop] != POISON_BYTE)
             if damaged.size:
-                raise AssertionError(
-                    f"guard band {name} the buffer was written at byte {int(damaged[0])} of {self.band}"
-                )
+                raise AssertionError(f"guard band {name} the buffer was written at byte {int(damaged[0])} of {self.band}")
 
 
 def poison(shape, dtype) -> np.ndarray:
     """An array with every byte 0xFF: NaN in f16, bf16-as-f32 and f32, code -6 in E2M1, NaN in E4M3 and UE8M0."""
-    return (
-        np.full(np.prod(shape, dtype=int) * np.dtype(dtype).itemsize, POISON_BYTE, np.uint8).view(dtype).reshape(shape)
-    )
+    return np.full(np.prod(shape, dtype=int) * np.dtype(dtype).itemsize, POISON_BYTE, np.uint8).view(dtype).reshape(shape)
 
 
 def poison_outside(matrix: np.ndarray, rows: int, cols: int, value=POISON_BYTE) -> np.ndarray:

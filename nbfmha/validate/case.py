@@ -26,7 +26,7 @@ GROUPS = {
     "formats": "number formats",
     "fragments": "thread-to-element layouts",
     "mma": "one MMA tile",
-    "qk": "Q·K^T, tiled",
+    "qk": "tiled Q·K^T",
     "quantiser": "quantisers and scale layouts",
     "real": "real attention data",
     "assembled": "machine code",

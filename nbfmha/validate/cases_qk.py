@@ -7,8 +7,13 @@ import numpy as np
 from nbfmha.testing import compare
 from nbfmha.validate import problems
 from nbfmha.validate.case import Context, Registry, Result
+from ptx_inline.isa import patterns
 
 registry = Registry()
+
+
+def _scores(context: Context, q, k) -> np.ndarray:
+    return context.implementation.qk(q, k, scales_in=context.implementation.scale_sources[0])
 
 
 def _compare_all(context: Context, make, what: str, *, exact: bool) -> Result:
@@ -16,42 +21,45 @@ def _compare_all(context: Context, make, what: str, *, exact: bool) -> Result:
     got, expected, budget = [], [], []
     for rows, cols, head_dim in problems.SHAPES:
         q, k = make(rows, cols, head_dim)
-        scores = context.implementation.qk(q, k)
+        scores = _scores(context, q, k)
         if scores.shape != (rows, cols) or scores.dtype != np.float32:
             return Result.failed(
                 "wrong kind of result", f"expected float32 {(rows, cols)}, got {scores.dtype} {scores.shape}"
             )
         got.append(scores.ravel())
         expected.append(problems.exact_scores(q, k).ravel())
-        allowed = 0.0 if exact else problems.score_budget(q, k, context.implementation.mma)
+        allowed = 0.0 if exact else problems.score_budget(q, k, context.implementation)
         budget.append(np.broadcast_to(allowed, scores.shape).ravel())
     comparison = compare(np.concatenate(got), np.concatenate(expected), np.concatenate(budget))
     return Result.of(comparison, what, shapes=[list(shape) for shape in problems.SHAPES])
 
 
-@registry.case("qk", "UniformInputs_AllOnes: 64 everywhere", evidence="implementation")
+def _compare_pattern(context: Context, make_pattern) -> Result:
+    """A pattern of ``ptx_inline.isa.patterns``, which knows its product without any multiplication, on every shape."""
+    got, expected = [], []
+    for shape in problems.SHAPES:
+        q_codes, k_codes, product = make_pattern(shape)
+        got.append(_scores(context, problems.tensor(q_codes), problems.tensor(k_codes)).ravel())
+        expected.append(product.ravel())
+    return Result.of(compare(np.concatenate(got), np.concatenate(expected)), "scores")
+
+
+@registry.case("qk", "UniformInputs_AllOnes: head_dim (64 ...) everywhere", evidence="implementation")
 def all_ones(context: Context) -> Result:
-    q = problems.tensor(problems.all_ones(128, 64))
-    return Result.of(compare(context.implementation.qk(q, q), np.full((128, 128), 64.0)), "scores")
+    return _compare_pattern(context, patterns.all_ones)
 
 
-@registry.case("qk", "RowIndicator: each query row holds its own value", evidence="implementation")
+@registry.case("qk", "RowIndicator: each query has its own value", evidence="implementation")
 def row_indicator(context: Context) -> Result:
-    def make(rows, cols, head_dim):
-        return problems.tensor(problems.indicator(rows, head_dim)), problems.tensor(problems.all_ones(cols, head_dim))
-
-    return _compare_all(context, make, "scores", exact=True)
+    return _compare_pattern(context, patterns.row_indicator)
 
 
-@registry.case("qk", "ColIndicator: each key column holds its own value", evidence="implementation")
+@registry.case("qk", "ColIndicator: each key has its own value", evidence="implementation")
 def col_indicator(context: Context) -> Result:
-    def make(rows, cols, head_dim):
-        return problems.tensor(problems.all_ones(rows, head_dim)), problems.tensor(problems.indicator(cols, head_dim))
-
-    return _compare_all(context, make, "scores", exact=True)
+    return _compare_pattern(context, patterns.col_indicator)
 
 
-@registry.case("qk", "one-hot rows: every (k, row, column) lands in its place", evidence="implementation")
+@registry.case("qk", "one-hot queries: every (query, key, k) in its place", evidence="implementation")
 def one_hot(context: Context) -> Result:
     def make(rows, cols, head_dim):
         # query m is 1 at k = m (mod head_dim) alone, so score (m, n) is element m of key n
@@ -62,7 +70,7 @@ def one_hot(context: Context) -> Result:
     return _compare_all(context, make, "scores", exact=True)
 
 
-@registry.case("qk", "random E2M1, unit scales, any M, N, head_dim", evidence="implementation")
+@registry.case("qk", "random E2M1, unit scales", evidence="implementation")
 def random_e2m1(context: Context) -> Result:
     rng = context.rng("random_e2m1")
 
@@ -72,7 +80,7 @@ def random_e2m1(context: Context) -> Result:
     return _compare_all(context, make, "scores", exact=True)
 
 
-@registry.case("qk", "one scale at a time: each of the head_dim / 16 blocks", evidence="implementation")
+@registry.case("qk", "power-of-two scales, another in each block", evidence="implementation")
 def each_scale_block(context: Context) -> Result:
     rng = context.rng("each_scale_block")
 
@@ -90,7 +98,7 @@ def each_scale_block(context: Context) -> Result:
     return _compare_all(context, make, "scores", exact=True)
 
 
-@registry.case("qk", "random E2M1, random UE4M3 scales with zero and subnormals", evidence="implementation")
+@registry.case("qk", "random E2M1, random UE4M3 scales", evidence="implementation")
 def random_scales(context: Context) -> Result:
     rng = context.rng("random_scales")
 
@@ -103,11 +111,45 @@ def random_scales(context: Context) -> Result:
     return _compare_all(context, make, "scores", exact=False)
 
 
-@registry.case("qk", "zero codes or zero scales give zero exactly", evidence="implementation")
+@registry.case("qk", "zero codes or zero scales: zero", evidence="implementation")
 def zeros(context: Context) -> Result:
     rng = context.rng("zeros")
     k = problems.tensor(problems.random_codes(rng, 40, 128), problems.random_scales(rng, 40, 128))
     no_codes = problems.tensor(np.zeros((24, 128), np.uint8), problems.random_scales(rng, 24, 128))
     no_scales = problems.tensor(problems.random_codes(rng, 24, 128), np.zeros((24, 8), np.uint8))
-    scores = np.stack([context.implementation.qk(q, k) for q in (no_codes, no_scales)])
+    scores = np.stack([_scores(context, q, k) for q in (no_codes, no_scales)])
     return Result.of(compare(scores, np.zeros((2, 24, 40))), "scores")
+
+
+@registry.case("qk", "scales in each layout, from each memory", evidence="implementation")
+def scale_sources(context: Context) -> Result:
+    from nbfmha import nvfp4, scale_layouts
+
+    rng = context.rng("scale_sources")
+    got, expected = [], []
+    for head_dim in (64, 96):
+        pair = [
+            problems.tensor(problems.random_codes(rng, tokens, head_dim), problems.random_scales(rng, tokens, head_dim))
+            for tokens in (70, 130)
+        ]
+        once = _scores(context, *pair)
+        for layout in scale_layouts.SCALE_LAYOUTS:
+            for source in context.implementation.scale_sources:
+                q, k = (nvfp4.relayout(tensor, layout) for tensor in pair)
+                got.append(context.implementation.qk(q, k, scales_in=source).ravel())
+                expected.append(once.ravel())
+    comparison = compare(np.concatenate(got), np.concatenate(expected))
+    return Result.of(comparison, f"scores, scales in {' and '.join(context.implementation.scale_sources)}")
+
+
+@registry.case("qk", "grouped heads and global scales", evidence="implementation")
+def heads(context: Context) -> Result:
+    from nbfmha import nvfp4
+
+    rng = context.rng("heads")
+    q, k = (
+        nvfp4.quantize(rng.standard_normal((2, count, tokens, 64)).astype(np.float32), global_scale=scale)
+        for count, tokens, scale in ((6, 20, 0.03), (2, 40, 0.05))
+    )
+    budget = problems.score_budget(q, k, context.implementation)
+    return Result.of(compare(_scores(context, q, k), problems.exact_scores(q, k), budget), "scores of 2 x 6 heads on 2 x 2")

@@ -9,8 +9,9 @@ from nbfmha.validate.case import Context, Registry, Result
 
 registry = Registry()
 
-#: Relative RMSE of FP16 -> NVFP4 -> FP16 on Gaussian data, to the digits it is known (published and measured).
-GAUSSIAN_RMSE, GAUSSIAN_RMSE_ROUNDING = 0.0950, 0.00005
+#: Relative RMSE of FP16 -> NVFP4 -> FP16 on Gaussian data (published: 9.5 %), here by an independent quantiser made of
+#: ml_dtypes' casts on 25 million values: 0.09512, known to four digits.
+GAUSSIAN_RMSE, GAUSSIAN_RMSE_ROUNDING = 0.0951, 0.00005
 _STANDARD_ERRORS = 5  # a false alarm once in two million runs
 
 
@@ -24,11 +25,10 @@ def _representable(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np
     return E2M1.decode(codes) * UE4M3.decode(scales)[:, None], codes, scales
 
 
-@registry.case("quantiser", "representable values come back bit for bit (every UE4M3 scale)", evidence="computed")
+@registry.case("quantiser", "representable values, every scale: bit for bit", evidence="computed")
 def representable(context: Context) -> Result:
-    from ptx_inline.isa.formats import unpack_nibbles
-
     from nbfmha import nvfp4
+    from ptx_inline.isa.formats import unpack_nibbles
 
     values, codes, scales = _representable(context.rng("representable"))
     quantized = nvfp4.quantize(values.astype(np.float32))
@@ -46,7 +46,7 @@ def representable(context: Context) -> Result:
     return Result.of(comparison, "values, codes and scales")
 
 
-@registry.case("quantiser", "f16 in, f16 out: representable values survive", evidence="computed")
+@registry.case("quantiser", "representable values in f16: bit for bit", evidence="computed")
 def representable_f16(context: Context) -> Result:
     from nbfmha import nvfp4
 
@@ -55,16 +55,16 @@ def representable_f16(context: Context) -> Result:
     return Result.of(compare(nvfp4.dequantize(nvfp4.quantize(halves), "float16"), values), "values")
 
 
-@registry.case("quantiser", "Gaussian data: relative RMSE 0.0950", evidence="computed")
+@registry.case("quantiser", "Gaussian data: relative RMSE 0.0951", evidence="computed")
 def gaussian(context: Context) -> Result:
     from nbfmha import nvfp4
 
-    values = context.rng("gaussian").standard_normal((2**13, 64)).astype(np.float16)
+    values = context.rng("gaussian").standard_normal((2**15, 64)).astype(np.float16)
     back = nvfp4.dequantize(nvfp4.quantize(values), "float16")
     rmse = relative_rmse(back, values)
     allowed = GAUSSIAN_RMSE_ROUNDING + _STANDARD_ERRORS * relative_rmse_standard_error(back, values, group=16)
     comparison = compare(rmse, GAUSSIAN_RMSE, allowed)
-    metric = f"relative RMSE {rmse:.4f} of {values.size} f16 values (allowed {GAUSSIAN_RMSE:.4f} +- {allowed:.4f})"
+    metric = f"relative RMSE {rmse:.4f} of {values.size} f16 values (+- {allowed:.4f} allowed)"
     if not comparison.ok:
         return Result.failed(metric, comparison.describe(), relative_rmse=rmse, allowed=allowed)
     return Result.passed(metric, relative_rmse=rmse, allowed=allowed)
@@ -89,7 +89,7 @@ def zero_block(context: Context) -> Result:
     return Result.of(compare(back[[0, 1, 3]], 0 * back[[0, 1, 3]]), "zeros")
 
 
-@registry.case("quantiser", "E4M3-subnormal scales are kept, down to 2^-9", evidence="computed")
+@registry.case("quantiser", "E4M3-subnormal scales are kept (2^-9 ...)", evidence="computed")
 def subnormal_scale(context: Context) -> Result:
     from nbfmha import nvfp4
 
@@ -102,7 +102,7 @@ def subnormal_scale(context: Context) -> Result:
     return Result.of(compare(nvfp4.dequantize(quantized), values), "values with subnormal scales")
 
 
-@registry.case("quantiser", "NaN marks its whole block and no other; infinity saturates", evidence="computed")
+@registry.case("quantiser", "NaN or infinity marks its block and no other", evidence="computed")
 def nan_block(context: Context) -> Result:
     from nbfmha import nvfp4
 
@@ -110,19 +110,15 @@ def nan_block(context: Context) -> Result:
     values[0, 20] = np.nan
     values[1, 3] = -np.inf
     quantized = nvfp4.quantize(values)
-    back = nvfp4.dequantize(quantized)
-    if quantized.scales[0, 1] != 0x7F or np.any(quantized.codes[0, 8:16]):
-        return Result.failed(
-            "NaN block is not marked", f"scale byte {quantized.scales[0, 1]:#04x}, expected 0x7f and codes 0"
-        )
+    marked = [int(quantized.scales[0, 1]), int(quantized.scales[1, 0])]
+    if marked != [0x7F, 0x7F] or np.any(quantized.codes[0, 8:16]) or np.any(quantized.codes[1, :8]):
+        return Result.failed("block is not marked", f"scale bytes {marked}, expected 127 (NaN) with codes 0")
     expected = nvfp4.dequantize(nvfp4.quantize(np.ones((3, 48), np.float32)))
-    expected[0, 16:32] = np.nan
-    expected[1, :16] = 0  # 1 is far below half of the smallest step, 448 / 2
-    expected[1, 3] = -6 * 448
-    return Result.of(compare(back, expected), "values")
+    expected[0, 16:32] = expected[1, :16] = np.nan
+    return Result.of(compare(nvfp4.dequantize(quantized), expected), "values")
 
 
-@registry.case("quantiser", "the global scale is read in the decode direction", evidence="computed")
+@registry.case("quantiser", "global scale, in the decode direction", evidence="computed")
 def global_scale(context: Context) -> Result:
     from nbfmha import nvfp4
 
@@ -130,13 +126,11 @@ def global_scale(context: Context) -> Result:
     plain = nvfp4.quantize(values)
     scaled = nvfp4.quantize(values * np.float32(2**20), global_scale=2.0**20)
     if np.any(plain.codes != scaled.codes) or np.any(plain.scales != scaled.scales):
-        return Result.failed(
-            "codes changed", "quantize(x * 2^20, global_scale=2^20) must equal quantize(x) byte for byte"
-        )
+        return Result.failed("codes changed", "quantize(x * 2^20, global_scale=2^20) must equal quantize(x) byte for byte")
     return Result.of(compare(nvfp4.dequantize(scaled), nvfp4.dequantize(plain) * 2.0**20), "values")
 
 
-@registry.case("quantiser", "four over six is never worse than amax, block by block", evidence="computed")
+@registry.case("quantiser", "four over six: no block worse than amax", evidence="computed")
 def four_over_six(context: Context) -> Result:
     from nbfmha import nvfp4
 
@@ -157,11 +151,10 @@ def four_over_six(context: Context) -> Result:
     return Result.passed(metric, **totals)
 
 
-@registry.case("quantiser", "MXFP4: representable values come back bit for bit", evidence="computed")
+@registry.case("quantiser", "MXFP4, every scale: bit for bit", evidence="computed")
 def mxfp4(context: Context) -> Result:
-    from ptx_inline.isa.formats import E2M1
-
     from nbfmha import nvfp4
+    from ptx_inline.isa.formats import E2M1
 
     rng = context.rng("mxfp4")
     exponents = np.arange(-126, 125)  # 4 * 2^e stays finite and 0.5 * 2^e is a float32 (subnormal at most)
@@ -175,7 +168,7 @@ def mxfp4(context: Context) -> Result:
     return Result.of(compare(nvfp4.dequantize(quantized), values), "values")
 
 
-@registry.case("quantiser", "blocks along tokens equal the transpose's along head_dim", evidence="computed")
+@registry.case("quantiser", "blocks along tokens = transposed along head_dim", evidence="computed")
 def axis_tokens(context: Context) -> Result:
     from nbfmha import nvfp4
 
@@ -187,11 +180,10 @@ def axis_tokens(context: Context) -> Result:
     return Result.of(compare(nvfp4.dequantize(along), np.swapaxes(nvfp4.dequantize(across), -1, -2)), "values")
 
 
-@registry.case("quantiser", "any length: padding is zero and nothing leaks into it", evidence="computed")
+@registry.case("quantiser", "any length: padding is zero, nothing leaks", evidence="computed")
 def odd_lengths(context: Context) -> Result:
-    from ptx_inline.isa.formats import unpack_nibbles
-
     from nbfmha import nvfp4
+    from ptx_inline.isa.formats import unpack_nibbles
 
     rng = context.rng("odd_lengths")
     count, whole = 0, None
@@ -213,7 +205,7 @@ def odd_lengths(context: Context) -> Result:
     return Result.passed(f"{count} shapes exact", max_abs_error=0.0)
 
 
-@registry.case("quantiser", "scale layouts: one place each, round trips, zero padding", evidence="computed")
+@registry.case("quantiser", "scale layouts: one-to-one, round trips, padding", evidence="computed")
 def layouts(context: Context) -> Result:
     from nbfmha import nvfp4, scale_layouts
 
@@ -237,3 +229,34 @@ def layouts(context: Context) -> Result:
                 if not comparison.ok:
                     return Result.of(comparison, f"scale bytes, {name} -> {other} -> linear")
     return Result.passed(f"{len(shapes)} shapes x {len(names) ** 2} conversions exact", max_abs_error=0.0)
+
+
+@registry.case("quantiser", "the CUDA kernels give NumPy's bits", evidence="implementation")
+def kernel_bits(context: Context) -> Result:
+    if not context.implementation.on_gpu:
+        return Result.skipped("needs a GPU: this CPU runs the NumPy reference only")
+    from numba import cuda
+
+    import nbfmha
+    from nbfmha import nvfp4, scale_layouts
+
+    rng = context.rng("kernel_bits")
+    recipes = [{"format": "nvfp4", "scale": scale} for scale in nvfp4.SCALE_RULES] + [{"format": "mxfp4"}]
+    got, expected = [], []
+    for dtype in (np.float16, np.float32):
+        for tokens, head_dim in ((257, 64), (64, 96), (1, 128), (130, 18)):
+            magnitudes = np.exp2(rng.integers(-12, 10, (2, tokens, 1)))
+            values = (rng.standard_normal((2, tokens, head_dim)) * magnitudes).astype(dtype)
+            values[0, 0] = 0
+            values[1, -1, 3] = np.nan
+            on_gpu = cuda.to_device(values)
+            for recipe in recipes:
+                for axis in ("head_dim", "tokens"):
+                    for layout in scale_layouts.SCALE_LAYOUTS:
+                        options = {**recipe, "axis": axis, "scale_layout": layout}
+                        here, there = nvfp4.quantize(values, **options), nbfmha.quantize(on_gpu, **options)
+                        back = nbfmha.dequantize(there, "float32").copy_to_host()
+                        got += [there.codes.copy_to_host(), there.scales.copy_to_host(), back.view(np.uint32)]
+                        expected += [here.codes, here.scales, nvfp4.dequantize(here).view(np.uint32)]
+    got, expected = (np.concatenate([array.ravel() for array in arrays]) for arrays in (got, expected))
+    return Result.of(compare(got, expected), "codes, scale bytes and dequantised bit patterns")

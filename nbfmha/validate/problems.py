@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+from nbfmha.testing import accumulation_budget
+
+if TYPE_CHECKING:
+    from nbfmha.validate.implementations import Accumulation, Implementation
 
 UE4M3_ONE = 0x38
 #: (queries, keys, head_dim): one MMA tile, whole tiles, and lengths that are no multiple of any tile.
@@ -14,9 +22,8 @@ def tensor(codes, scales=None):
 
     scales: (tokens, ceil(head_dim / 16)), by default 1.0 everywhere.
     """
+    from nbfmha.quantized_tensor import QuantizedTensor
     from ptx_inline.isa.formats import pack_nibbles
-
-    from nbfmha.nvfp4 import QuantizedTensor
 
     tokens, head_dim = codes.shape
     blocks = -(-head_dim // 16)
@@ -35,20 +42,6 @@ def tensor(codes, scales=None):
     )
 
 
-def all_ones(tokens: int, head_dim: int) -> np.ndarray:
-    """Codes of 1.0 everywhere."""
-    return encode(np.ones((tokens, head_dim)))
-
-
-def indicator(tokens: int, head_dim: int) -> np.ndarray:
-    """Codes of token t / 2 along the whole row (0, 0.5, 1, 1.5, 2, 2, 3, 4 for the first eight), periodic in 8.
-
-    A row or column that lands in the wrong place, or is mixed with another one, changes the score; the mean of one
-    period is 1.75, so a mixture of all eight columns of an MMA gives 64 * 1.75 = 112.
-    """
-    return encode(np.repeat((np.arange(tokens) % 8 / 2)[:, None], head_dim, axis=1))
-
-
 def random_codes(rng: np.random.Generator, tokens: int, head_dim: int) -> np.ndarray:
     return rng.integers(0, 16, (tokens, head_dim), dtype=np.uint8)
 
@@ -58,20 +51,59 @@ def random_scales(rng: np.random.Generator, tokens: int, head_dim: int) -> np.nd
     return rng.integers(0, 0x7F, (tokens, -(-head_dim // 16)), dtype=np.uint8)
 
 
-def encode(values: np.ndarray) -> np.ndarray:
-    from ptx_inline.isa.formats import E2M1
+def dequantized(q, k) -> tuple[np.ndarray, np.ndarray]:
+    """q and k as float64, each key head repeated for the query heads that read it."""
+    from nbfmha import nvfp4
 
-    return E2M1.encode(np.asarray(values, np.float32))
+    q_values, k_values = (nvfp4.dequantize(tensor).astype(np.float64) for tensor in (q, k))
+    return q_values, _for_query_heads(k_values, q, k, axis=-3)
 
 
 def exact_scores(q, k) -> np.ndarray:
     """Scores in float64, not rounded: products are multiples of 2^-20 below 2^23, so 256 of them fit 53 bits."""
     from nbfmha import reference
 
-    return reference.qk_quantized(q, k)
+    return reference.qk(*dequantized(q, k))
 
 
-def score_budget(q, k, mma: str) -> np.ndarray:
-    """Largest error that the MMA's accumulation can make in each score; see `testing.accumulation_budget`."""
+def score_budget(q, k, implementation: Implementation) -> np.ndarray:
+    """Largest error that the implementation's accumulation can make in each score.
 
-    return np.zeros(0)
+    A term is aligned by the product of two powers of two, at most as large as the largest scales (block-scale MMA) or
+    elements (f16 MMA) of its row and column. Multiplying by global scales rounds once more, to nearest.
+    """
+    from nbfmha import nvfp4
+
+    accumulation = implementation.accumulation
+    plain = [replace(nvfp4.relayout(tensor, "linear"), global_scale=None) for tensor in (q, k)]
+    rows, cols = (np.abs(values) for values in dequantized(*plain))
+    if implementation.multiplies_scales:
+        row_factor, col_factor = (tensor.scale_format.decode(tensor.scales).max(axis=-1) for tensor in plain)
+        col_factor = _for_query_heads(col_factor, q, k, axis=-2)
+    else:
+        row_factor, col_factor = rows.max(axis=-1), cols.max(axis=-1)
+    magnitude = rows @ np.swapaxes(cols, -1, -2)
+    budget = accumulation_budget(
+        magnitude,
+        largest_term(row_factor, col_factor, accumulation),
+        steps=accumulation.steps(q.shape[-1]),
+        addends=accumulation.addends,
+        fraction_bits=accumulation.fraction_bits,
+    )
+    if q.global_scale is None:
+        return budget
+    return (budget + 2.0**-23 * magnitude) * float(q.global_scale) * float(k.global_scale)
+
+
+def _for_query_heads(values: np.ndarray, q, k, *, axis: int) -> np.ndarray:
+    return np.repeat(values, q.shape[-3] // k.shape[-3], axis=axis) if len(q.shape) > 2 else values
+
+
+def largest_term(row_factor: np.ndarray, col_factor: np.ndarray, accumulation: Accumulation) -> np.ndarray:
+    """(..., M) and (..., N) largest factors of each row and column -> (..., M, N) largest power of two that aligns."""
+    smallest = accumulation.smallest_factor
+    return np.maximum(row_factor, smallest)[..., :, None] * np.maximum(col_factor, smallest)[..., None, :]
+
+
+def _largest_scale(tensor) -> np.ndarray:
+    return tensor.scale_format.decode(tensor.scales).astype(np.float64).max(axis=-1)

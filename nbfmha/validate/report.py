@@ -119,30 +119,32 @@ def statements(outcomes: Sequence[Outcome], context: Context, environment: dict)
             passed.setdefault(outcome.case.evidence, []).append(outcome)
     lines = []
     if some := passed.get("computed"):
-        lines.append(f"{len(some)} cases computed in NumPy on this CPU: {_groups(some)}.")
-    if some := passed.get("model"):
+        lines.append(f"{_cases(some)} computed in NumPy on this CPU: {_groups(some)}.")
+    if "model" in passed:
         lines.append(
-            f"{len(some)} cases on the bit-exact NumPy model of the MMA, which reproduces transcripts read by a third "
-            f"party from an RTX PRO 6000 (sm_120): {_groups(some)}."
+            "The NumPy model of the MMA gives every result that a third party read from an RTX PRO 6000 (sm_120); the "
+            "published 35 fraction bits of its sums are beyond what those results can show."
         )
     if some := passed.get("implementation"):
         chosen = context.implementation
-        lines.append(f"{len(some)} cases with implementation '{chosen.name}' ({chosen.proof}): {_groups(some)}.")
+        lines.append(f"{_cases(some)} with implementation '{chosen.name}', {chosen.proof}: {_groups(some)}.")
     if some := passed.get("assembled"):
-        lines.append(
-            f"{len(some)} kernels assembled for {context.target} and their machine code read; not run by these cases."
-        )
+        lines.append(f"{_cases(some)} assembled for {context.target}, their machine code read and not run.")
     else:
         lines.append("No kernel was assembled in this run.")
     if context.implementation.name != "blockscale":
         lines.append("The block-scale MMA itself was not run on hardware here: that needs a GPU of sm_120a or sm_121a.")
-    if not environment["gpus"]:
-        lines.append(f"No GPU was used: {environment['gpu_reason']}.")
+    if not context.implementation.on_gpu:
+        lines.append(f"No GPU was used: {environment['gpu_reason'] or 'the implementation runs on the CPU'}.")
     return lines
 
 
+def _cases(outcomes: Sequence[Outcome]) -> str:
+    return "1 case" if len(outcomes) == 1 else f"{len(outcomes)} cases"
+
+
 def _groups(outcomes: Sequence[Outcome]) -> str:
-    return ", ".join(dict.fromkeys(GROUPS[outcome.case.group] for outcome in outcomes))
+    return "; ".join(dict.fromkeys(GROUPS[outcome.case.group] for outcome in outcomes))
 
 
 def as_json(outcomes: Sequence[Outcome], context: Context, environment: dict, seconds: float) -> dict:

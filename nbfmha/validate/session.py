@@ -43,9 +43,7 @@ def run(
     if impl == "auto":
         for line in implementations.explain_auto():
             console.print(f"auto: {line}", style="dim", soft_wrap=True)
-    console.print(
-        f"implementation [bold]{context.implementation.name}[/]: {context.implementation.proof}", soft_wrap=True
-    )
+    console.print(f"implementation [bold]{context.implementation.name}[/]: {context.implementation.proof}", soft_wrap=True)
     machine = doctor.inspect()
     environment = machine.as_json()
     start = time.perf_counter()
@@ -60,7 +58,7 @@ def run(
     if plot_directory is not None:
         from nbfmha.validate import plots
 
-        for path in plots.draw_all(plot_directory, context, outcomes):
+        for path in plots.draw_all(plot_directory, context):
             console.print(f"plot: {path}", soft_wrap=True)
     return all(outcome.result.status != "fail" for outcome in outcomes)
 

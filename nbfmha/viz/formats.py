@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from ptx_inline.isa.formats import E2M1, FORMATS, UE4M3
 
 from nbfmha import nvfp4
 from nbfmha.testing import relative_rmse
 from nbfmha.viz import style
+from ptx_inline.isa.formats import E2M1, FORMATS, UE4M3
 
 
 def _magnitudes(name: str) -> np.ndarray:
@@ -56,9 +56,7 @@ def draw_rounding(name: str = "e2m1", limit: float = 8.0) -> Figure:
         axes.axhline(value, color=style.EMPTY, lw=0.8, zorder=0)
     axes.set_xlabel("input")
     axes.set_ylabel("value of the code")
-    axes.set_yticks(
-        values, [f"{value:g}  code {code}" for value, code in zip(values, form.encode(values), strict=True)]
-    )
+    axes.set_yticks(values, [f"{value:g}  code {code}" for value, code in zip(values, form.encode(values), strict=True)])
     axes.legend(frameon=False, fontsize=9)
     style.plain(axes)
     return figure
@@ -95,8 +93,8 @@ def draw_error_by_magnitude(exponents: Sequence[int] = range(-14, 14), *, seed: 
     """Relative RMSE of Gaussian data against its standard deviation, for NVFP4 with and without a global scale, and
     MXFP4.
 
-    Left of 2^-7 the NVFP4 scale is an E4M3 subnormal (and at last zero), right of 2^9 it saturates: that is what the
-    global scale is for.
+    Left of about 2^-5 the NVFP4 scale becomes an E4M3 subnormal and at last zero, right of 2^9 it saturates: that is
+    what the global scale is for.
     """
     data = np.random.default_rng(seed).standard_normal((256, 64)).astype(np.float32)
     recipes = {
@@ -136,9 +134,7 @@ def draw_quantized_matrix(values: np.ndarray, *, title: str, **options) -> Figur
         ("values", "dequantised", "error"),
         strict=True,
     ):
-        image = axes.imshow(
-            matrix, cmap=style.DIVERGING, vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest"
-        )
+        image = axes.imshow(matrix, cmap=style.DIVERGING, vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
         figure.colorbar(image, ax=axes, pad=0.02)
         axes.set_xlabel("head_dim")
         axes.tick_params(labelsize=8, length=2)
@@ -159,6 +155,7 @@ def draw_scale_use(tensors: Mapping[str, np.ndarray]) -> Figure:
         axes.hist(nonzero, bins=edges, color=style.BLUE, weights=np.full(nonzero.size, 100 / scales.size))
         axes.axvspan(-10, -6, color=style.EMPTY, zorder=0)
         style.title(axes, f"{name}: {np.count_nonzero(scales == 0)} zero scales")
+        axes.set_xticks(range(-10, 10, 2))
         axes.set_xlabel("log2 of the scale (grey: subnormal)")
         style.plain(axes)
     figure.axes[0].set_ylabel("% of blocks")

@@ -19,22 +19,29 @@ def draw_fragment(fragment) -> Figure:
     """
     held = ownership(fragment)
     rows, cols = held.lane.shape
-    width = 17.0 if cols > 16 else max(5.0, 1.15 * cols)
-    figure = style.new_figure(width + 2.6, max(3.6, 0.36 * rows + 1.6), held.title)
-    main, warp = figure.subplots(1, 2, width_ratios=[width, 2.2])
+    width = 17.0 if cols > 16 else max(7.0, 1.15 * cols)
+    figure = style.new_figure(width + 3.0, max(3.6, 0.36 * rows + 1.8), held.title)
+    main, warp = figure.subplots(1, 2, width_ratios=[width, 2.4])
     main.imshow(held.lane + 1, cmap=style.LANES, vmin=0, vmax=32, aspect="auto", interpolation="nearest")
-    style.cell_grid(main, rows, cols)
+    style.cell_grid(main, rows, cols, alpha=0.45)
     for row in range(rows):
         for start, stop in held.runs(row):
-            main.add_patch(Rectangle((start - 0.5, row - 0.5), stop - start, 1, fill=False, ec=style.INK, lw=0.6))
-            middle = (start + stop - 1) / 2
-            main.text(middle, row, held.label(row, start, stop), ha="center", va="center", size=8, color=style.INK)
+            frame = Rectangle((start - 0.5, row - 0.5), stop - start, 1, fill=False, ec=style.INK, lw=0.8, zorder=3)
+            frame.set_clip_on(False)
+            main.add_patch(frame)
+            label = held.label(row, start, stop)
+            main.text((start + stop - 1) / 2, row, label, ha="center", va="center", size=8, color=style.INK, zorder=4)
     main.set_xlabel(held.col_name)
     main.set_ylabel(held.row_name)
     main.set_xticks(range(0, cols, 8 if cols > 16 else 1))
     main.set_yticks(range(rows))
-    style.title(main, f"{held.replication()}   (T = thread, r = register, [bits]; colour: hue = T >> 2, shade = T & 3)")
+    style.title(main, held.replication())
     _draw_warp(warp, held)
+    style.note(
+        figure,
+        "T: thread, r: register, [a:b]: bits a to b-1 of it; a frame holds neighbours in one register, lowest bits first. "
+        "Colour: hue = T >> 2 (group), shade = T & 3.",
+    )
     return figure
 
 
@@ -65,9 +72,7 @@ def draw_packing(right, wrong) -> Figure:
     arrives = np.full((rows, cols), -1)
     arrives[right.row, right.col] = element[wrong.row, wrong.col]
     row_name, col_name = axis_names(right.operand)
-    figure = style.new_figure(
-        13, 0.28 * rows + 3.2, f"{right.operand} packed by a row-major reading of the CuTe layout"
-    )
+    figure = style.new_figure(13, 0.28 * rows + 3.2, f"{right.operand} packed by a row-major reading of the CuTe layout")
     panels = figure.subplots(2, 2)
     for (axes, values, limit, what), show_label in zip(
         (

@@ -45,18 +45,19 @@ def draw_scores(got: np.ndarray, expected: np.ndarray, budget: np.ndarray | floa
     return figure
 
 
-def draw_tiles(tiles: Mapping[str, np.ndarray], *, title: str) -> Figure:
-    """Small matrices side by side with the number in every cell, on one colour scale. tiles: title -> (M, N)."""
+def draw_tiles(tiles: Mapping[str, np.ndarray], *, title: str, limit: float | None = None) -> Figure:
+    """Small non-negative matrices side by side with the number in every cell, on one colour scale from 0 to ``limit``.
+
+    tiles: title -> (M, N); limit: the largest number of the tiles when None.
+    """
     rows, cols = next(iter(tiles.values())).shape
-    low = min(float(tile.min()) for tile in tiles.values())
-    high = max(float(tile.max()) for tile in tiles.values())
+    high = limit or max(float(tile.max()) for tile in tiles.values()) or 1.0
     figure = style.new_figure(0.62 * cols * len(tiles) + 1, 0.28 * rows + 1.4, title)
     for axes, (name, tile) in zip(figure.subplots(1, len(tiles), squeeze=False)[0], tiles.items(), strict=True):
-        axes.imshow(tile, cmap=style.SEQUENTIAL, vmin=low, vmax=high or 1.0, aspect="auto", interpolation="nearest")
+        axes.imshow(tile, cmap=style.SEQUENTIAL, vmin=0, vmax=high, aspect="auto", interpolation="nearest")
         style.cell_grid(axes, rows, cols)
         for row, col in np.ndindex(rows, cols):
-            dark = high > low and (tile[row, col] - low) / (high - low) > 0.55
-            colour = "white" if dark else style.INK
+            colour = "white" if tile[row, col] > 0.55 * high else style.INK
             axes.text(col, row, f"{tile[row, col]:g}", ha="center", va="center", size=8, color=colour)
         axes.set_xticks(range(cols))
         axes.set_yticks(range(rows))

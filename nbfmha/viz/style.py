@@ -39,11 +39,16 @@ def title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=10, color=INK)
 
 
-def cell_grid(axes: Axes, rows: int, cols: int) -> None:
+def note(figure: Figure, text: str) -> None:
+    """A line under the figure that says how to read it."""
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=8, color=FAINT)
+
+
+def cell_grid(axes: Axes, rows: int, cols: int, *, alpha: float = 1.0) -> None:
     """Thin white lines between the cells of an image."""
     axes.set_xticks([x - 0.5 for x in range(1, cols)], minor=True)
     axes.set_yticks([y - 0.5 for y in range(1, rows)], minor=True)
-    axes.grid(which="minor", color="white", linewidth=0.6)
+    axes.grid(which="minor", color="white", linewidth=0.6, alpha=alpha, zorder=2)
     axes.tick_params(which="both", length=0, labelsize=8)
     for side in axes.spines.values():
         side.set_visible(False)

@@ -15,7 +15,7 @@ ENVIRONMENT = {"gpus": [], "gpu_reason": "no NVIDIA driver is installed on this 
 
 
 class Fake:
-    name, proof, mma = "reference", "a model", "m16n8k64.mxf4nvf4.4x"
+    name, proof, on_gpu = "reference", "a model", False
 
 
 @pytest.fixture
