@@ -91,8 +91,10 @@ def validate(
 
     try:
         ok = session.run(_console(), impl=impl, arch=arch, json_path=json_path, plot_directory=plot, seed=seed)
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError) as error:
         _stop(str(error))
+    except OSError as error:
+        _stop(f"cannot write {error.filename}: {error.strerror}")
     raise typer.Exit(0 if ok else 1)
 
 

@@ -53,9 +53,9 @@ class Accumulation:
 class Implementation(Protocol):
     """One way to multiply.
 
-    name: as in the table; proof: how a result comes about, for the summary; accumulation: what its error budget follows
-    from; on_gpu: it runs on this machine's GPU; multiplies_scales: the scales are factors of an addend (else they are multiplied into the elements beforehand);
-    scale_sources: where the tiled kernel can read scales from.
+    name: as in the table; proof: how a result comes about, for the summary; accumulation: what its error budget
+    follows from; on_gpu: it runs on this machine's GPU; multiplies_scales: the scales are factors of an addend (else
+    they are multiplied into the elements beforehand); scale_sources: where the tiled kernel can read scales from.
     """
 
     name: str
@@ -125,7 +125,7 @@ class OnGpu:
 
 
 def run_probe(mma: str, a, b, c, sfa, sfb, thread_id_a: int = 0, thread_id_b: int = 0) -> np.ndarray:
-    """The probe kernel for ``mma`` (see ``nbfmha.kernels.probe``) on this machine's GPU, one CTA a tile; D starts as NaN."""
+    """The kernel of ``nbfmha.kernels.probe`` for ``mma`` on this machine's GPU, one CTA a tile; D starts as NaN."""
     from numba import cuda
 
     from nbfmha.kernels.probe import probe_kernel

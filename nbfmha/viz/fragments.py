@@ -28,9 +28,9 @@ def draw_fragment(fragment) -> Figure:
         for start, stop in held.runs(row):
             frame = Rectangle((start - 0.5, row - 0.5), stop - start, 1, fill=False, ec=style.INK, lw=0.8, zorder=3)
             frame.set_clip_on(False)
+            frame.set_in_layout(False)
             main.add_patch(frame)
-            label = held.label(row, start, stop)
-            main.text((start + stop - 1) / 2, row, label, ha="center", va="center", size=8, color=style.INK, zorder=4)
+            style.label_cell(main, row, (start + stop - 1) / 2, held.label(row, start, stop))
     main.set_xlabel(held.col_name)
     main.set_ylabel(held.row_name)
     main.set_xticks(range(0, cols, 8 if cols > 16 else 1))
@@ -53,7 +53,7 @@ def _draw_warp(axes: Axes, held: Ownership) -> None:
     style.cell_grid(axes, 8, 4)
     for group, quad in np.ndindex(8, 4):
         count = held.elements_of_lane[lanes[group, quad]]
-        axes.text(quad, group, str(count) if count else "-", ha="center", va="center", size=8, color=style.INK)
+        style.label_cell(axes, group, quad, str(count) if count else "-")
     axes.set_xticks(range(4))
     axes.set_yticks(range(8))
     axes.set_xlabel("thread in group")

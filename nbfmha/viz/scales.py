@@ -54,7 +54,7 @@ def draw_scale_layout(layout: str, rows: int = 128, cols: int = 6, *, lines: int
     style.cell_grid(memory, shown, _LINE)
     for line, byte in np.ndindex(shown, _LINE):
         text = labels[line * _LINE + byte]
-        memory.text(byte, line, text or "pad", ha="center", va="center", size=7, color=style.INK if text else style.FAINT)
+        style.label_cell(memory, line, byte, text or "pad", size=7, colour=style.INK if text else style.FAINT)
     memory.set_xticks(range(_LINE))
     memory.set_yticks(range(0, shown, 4), [str(16 * line) for line in range(0, shown, 4)])
     memory.set_xlabel("byte in the line")

@@ -58,7 +58,7 @@ def draw_tiles(tiles: Mapping[str, np.ndarray], *, title: str, limit: float | No
         style.cell_grid(axes, rows, cols)
         for row, col in np.ndindex(rows, cols):
             colour = "white" if tile[row, col] > 0.55 * high else style.INK
-            axes.text(col, row, f"{tile[row, col]:g}", ha="center", va="center", size=8, color=colour)
+            style.label_cell(axes, row, col, f"{tile[row, col]:g}", colour=colour)
         axes.set_xticks(range(cols))
         axes.set_yticks(range(rows))
         axes.set_xlabel("key (column n)")

@@ -44,6 +44,12 @@ def note(figure: Figure, text: str) -> None:
     figure.supxlabel(text, x=0.01, ha="left", fontsize=8, color=FAINT)
 
 
+def label_cell(axes: Axes, row: float, col: float, text: str, *, size: float = 8, colour: str = INK) -> None:
+    """Text centred in a cell of an image; kept out of the layout, which would measure every one of them."""
+    label = axes.text(col, row, text, ha="center", va="center", size=size, color=colour, zorder=4)
+    label.set_in_layout(False)
+
+
 def cell_grid(axes: Axes, rows: int, cols: int, *, alpha: float = 1.0) -> None:
     """Thin white lines between the cells of an image."""
     axes.set_xticks([x - 0.5 for x in range(1, cols)], minor=True)
