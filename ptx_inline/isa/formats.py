@@ -95,9 +95,11 @@ class Format:
             raise ValueError(f"rounding must be one of {', '.join(allowed)} for {self.name}, got {rounding!r}")
         if self.has_zero and not self.signed and bool(np.any(values < 0)):
             raise ValueError(f"values must not be negative for {self.name}, got {np.nanmin(values)}")
-        magnitude = np.abs(values)
+        with np.errstate(invalid="ignore"):  # widening a signalling NaN is no error here
+            magnitude = np.abs(values).astype(np.float64)
         if self.has_zero:
-            codes = self._nearest(magnitude)
+            # exact comparisons, hence a single rounding: midpoints and widened values are numbers of float64
+            codes = np.searchsorted(self._thresholds, magnitude, side="right").astype(np.uint8)
         else:
             side = "right" if rounding == "rz" else "left"
             codes = np.searchsorted(self.values[:255].astype(np.float64), magnitude, side=side) - (rounding == "rz")
@@ -113,10 +115,6 @@ class Format:
         midpoints = (magnitudes[1:] + magnitudes[:-1]) / 2
         lower_is_even = np.arange(self.max_code) % 2 == 0
         return np.where(lower_is_even, np.nextafter(midpoints, np.inf), midpoints)
-
-    def _nearest(self, magnitude: np.ndarray) -> np.ndarray:
-        # each value is compared exactly: the midpoints have few bits, and NumPy widens to float64 to compare
-        return np.searchsorted(self._thresholds, magnitude.astype(np.float64), side="right").astype(np.uint8)
 
 
 E2M1 = Format("e2m1", 4, 2, 1, 1, 6.0)

@@ -1,8 +1,8 @@
 """Every MMA instruction the project issues or models: one frozen description each, in ``INSTRUCTIONS``.
 
 Shapes, formats and scale selectors are the PTX ISA's ("Warp Level Matrix Instructions", mma and "Block Scaling for
-mma.sync"). The targets are those that ptxas 13.0 accepts. The numerics are a published model of the hardware: see
-:class:`Numerics`.
+mma.sync"). Targets, versions and selectors are those that the assemblers of CUDA 13.0 and 13.5 accept, and a test asks
+them. The numerics are a published model of the hardware: see :class:`Numerics`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Instruction:
         byte_ids: byte selectors allowed, each the lowest of the ``K / sf_vec_size`` bytes that are read.
         thread_ids_a, thread_ids_b: thread selectors allowed.
         min_targets: the targets that have it (the first is the one we compile for), or the oldest of all later ones.
-        min_ptx: version of the PTX ISA that introduced it.
+        min_ptx: version of the PTX ISA that introduced it; a target may need a later one (sm_120f and sm_121a: 8.8).
         numerics: how it adds.
         source: where the facts stand.
         note: exceptions to the above.

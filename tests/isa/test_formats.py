@@ -60,7 +60,7 @@ def test_ue4m3_is_e4m3_without_a_sign():
 
 @pytest.mark.parametrize("name", sorted(set(ORACLES) - {"ue8m0"}))
 @pytest.mark.parametrize("source", ["f16", "bf16", "f32", "ties"])
-def test_encode_as_ml_dtypes_within_range(name, source):
+def test_encode_as_ml_dtypes(name, source):
     format, oracle = FORMATS[name], ORACLES[name]
     values = {
         "f16": lambda: ALL_F16,
@@ -68,8 +68,11 @@ def test_encode_as_ml_dtypes_within_range(name, source):
         "f32": random_f32,
         "ties": lambda: near_ties(format),
     }[source]()
-    values = values[np.abs(values) <= format.max_finite]  # beyond it ml_dtypes does not saturate
-    expected = values.astype(oracle).view(np.uint8)
+    nan = np.isnan(values)
+    limit = values.dtype.type(min(format.max_finite, np.finfo(values.dtype).max))
+    # ml_dtypes does not saturate, so the clamp does; its NaNs differ from the PTX ISA's
+    expected = np.clip(np.where(nan, 0, values), -limit, limit).astype(oracle).view(np.uint8)
+    expected[nan] = format.nan_codes[0] if format.nan_codes else format.max_code
     np.testing.assert_array_equal(format.encode(values), expected)
 
 
@@ -103,6 +106,29 @@ def test_negative_zero_keeps_its_sign():
 def test_e2m1_ties_go_to_the_even_code():
     ties = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
     np.testing.assert_array_equal(E2M1.encode(ties), [0, 2, 2, 4, 4, 6, 6])
+
+
+def test_every_product_of_e2m1_and_ue4m3_is_a_number_of_f16():
+    """So dequantising to f16 loses nothing: six significant bits at most, from 2^-10 to 2688."""
+    products = np.multiply.outer(E2M1.values, UE4M3.values[: UE4M3.max_code + 1]).astype(np.float64)
+    np.testing.assert_array_equal(products.astype(np.float16), products)
+    magnitudes = np.abs(products[products != 0])
+    assert (magnitudes.min(), magnitudes.max()) == (2.0**-10, 2688)
+    fraction = np.frexp(magnitudes)[0]
+    np.testing.assert_array_equal(fraction * 2**6, np.round(fraction * 2**6))
+
+
+def test_every_product_of_e2m1_and_ue4m3_is_a_number_of_bf16():
+    products = np.multiply.outer(E2M1.values, UE4M3.values[: UE4M3.max_code + 1])
+    np.testing.assert_array_equal(products.view(np.uint32) & np.uint32(0xFFFF), 0)
+
+
+def test_ue8m0_encodes_magnitudes():
+    """The sign has no place in it: PTX cvt drops it, as NVIDIA's host emulation of it (cuda_fp8.hpp) does."""
+    values = random_f32(1 << 16)
+    for rounding in ("rz", "rp"):
+        expected = UE8M0.encode(np.abs(values), rounding=rounding)
+        np.testing.assert_array_equal(UE8M0.encode(-np.abs(values), rounding=rounding), expected)
 
 
 @pytest.mark.parametrize("rounding", ["rz", "rp"])
