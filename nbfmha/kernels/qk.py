@@ -164,8 +164,8 @@ def make_qk(implementation: str, head_dim: int, scale_layout: str, scales_in: st
         g = gq[0] * gk[0] if has_global else f32(1)
         for t in unroll(n_mmas):
             for r in unroll(4):
-                m = first_m + warp * i32(16) + group_id + i32(8) * i32(r >> 1)
-                n = first_n + i32(8 * t) + i32(2) * thread_in_group + i32(r & 1)
+                m = i32(first_m + warp * i32(16) + group_id + i32(8 * (r >> 1)))
+                n = i32(first_n + i32(8 * t) + i32(2) * thread_in_group + i32(r & 1))
                 if m < seqlen_q and n < seqlen_k:
                     s[(matrix_q * i64(seqlen_q) + i64(m)) * i64(seqlen_k) + i64(n)] = (
                         acc[t, r] * g if has_global else acc[t, r]
