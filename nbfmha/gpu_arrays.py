@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import numpy as np
+
 from nbfmha.validation import message
 from ptx_inline.toolchain.arrays import address_and_device, is_torch
 
@@ -31,7 +33,7 @@ def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
 def fill(array: Any, value: float) -> Any:
     """Set all elements, on the library's current stream; returns ``array``."""
     if type(array).__module__.startswith("numba"):
-        array[:] = value
+        array.copy_to_device(np.full(array.shape, value, array.dtype))  # array[:] would compile a kernel of Numba's
     else:
         array.fill_(value) if is_torch(array) else array.fill(value)
     return array

@@ -23,7 +23,8 @@ from nbfmha.validation import (
 )
 from ptx_inline.toolchain.arrays import is_gpu_array, is_torch
 
-_MAX_CTAS = 2**31 - 1
+_MAX_CTAS = 2**31 - 1  # along x
+_MAX_CTAS_Y = 65535  # along y, and along z
 
 
 def quantize(
@@ -141,45 +142,47 @@ def _quantize_gpu(
     g = qt.global_scale if has_global else 0  # a null address that the kernel never reads
     padded_rows, padded_cols = scale_layouts.padded_shape(scale_layout, qt.rows, qt.cols)
     batch = math.prod(shape[:-2])
+    arguments = (x, g, qt.codes, qt.scales, *shape[-2:], padded_rows, padded_cols)
     aligned = gpu_arrays.is_aligned(x, 16)
     whole_blocks = shape[-1] % block.block_size == 0 and aligned
     if axis == "tokens":
         if not aligned:
             raise ValueError(message("x", "at an address that is a multiple of 16", "another", "copy it"))
         kernel = kernels.tokens_kernel(dtype, format, scale, scale_layout, has_global)
-        grid, tiles = _token_tiles(batch, padded_rows, padded_cols, format)
-        block_dim = (kernels.THREADS_TOKENS[format],)
-        arguments = (x, g, qt.codes, qt.scales, *shape[-2:], padded_rows, padded_cols, *tiles)
+        _launch_by_tokens(kernel, batch, padded_rows, padded_cols, format, arguments)
     elif whole_blocks and scale_layout == "linear":
         kernel = kernels.flat_kernel(dtype, format, scale, has_global)
         blocks = math.prod(scales_shape)
-        grid, block_dim = _ctas(blocks, kernels.THREADS), (kernels.THREADS,)
-        arguments = (x, g, qt.codes, qt.scales, blocks)
+        kernel.launch(_ctas(blocks, kernels.THREADS), (kernels.THREADS,), (*arguments[:4], blocks))
     else:
         kernel = kernels.rows_kernel(dtype, format, scale, scale_layout, has_global, whole_blocks)
-        grid, tiles = _row_tiles(batch, padded_rows * padded_cols)
-        block_dim = (kernels.THREADS,)
-        arguments = (x, g, qt.codes, qt.scales, *shape[-2:], padded_rows, padded_cols, tiles)
-    kernel.launch(grid, block_dim, arguments)
+        _launch_by_rows(kernel, batch, padded_rows, padded_cols, arguments)
     return qt
 
 
-def _row_tiles(batch: int, blocks_per_matrix: int) -> tuple[tuple[int], int]:
-    """Grid and CTAs a matrix of the ``rows`` kernels, which count a matrix's blocks in 32 bits."""
-    from nbfmha.kernels import quantize as kernels
+def _launch_by_rows(kernel: Any, batch: int, rows: int, cols: int, arguments: tuple) -> None:
+    """Launch a ``rows`` kernel: a CTA is as many whole rows of scales as fit 256 threads."""
+    from nbfmha.kernels.quantize import THREADS
 
-    (tiles,) = _ctas(blocks_per_matrix, kernels.THREADS)
-    if blocks_per_matrix > 2**32 - kernels.THREADS:
-        raise ValueError(message("x", "at most 2^32 blocks in a matrix", blocks_per_matrix, "split the tokens"))
-    return _ctas(batch * tiles, 1), tiles
+    width = min(cols, THREADS)
+    height = THREADS // width
+    _launch_matrices(kernel, batch, (-(-rows // height), -(-cols // width)), (width, height), arguments)
 
 
-def _token_tiles(batch: int, padded_rows: int, padded_cols: int, format: str) -> tuple[tuple[int], tuple[int, int]]:
-    from nbfmha.kernels import quantize as kernels
+def _launch_by_tokens(kernel: Any, batch: int, rows: int, cols: int, format: str, arguments: tuple) -> None:
+    """Launch a ``tokens`` kernel: a CTA is 64 channels x 256 tokens."""
+    from nbfmha.kernels.quantize import BLOCK_SIZE, CHANNELS, THREADS_TOKENS, TOKENS
 
-    token_tiles = -(-padded_cols * kernels.BLOCK_SIZE[format] // kernels.TOKENS)
-    channel_tiles = -(-padded_rows // kernels.CHANNELS)
-    return _ctas(batch * token_tiles * channel_tiles, 1), (token_tiles, channel_tiles)
+    tiles = -(-cols * BLOCK_SIZE[format] // TOKENS), -(-rows // CHANNELS)
+    _launch_matrices(kernel, batch, tiles, (THREADS_TOKENS[format],), arguments)
+
+
+def _launch_matrices(kernel: Any, batch: int, tiles: tuple[int, int], block: tuple[int, ...], arguments: tuple) -> None:
+    """One launch for every 65,535 matrices, which is as many as a grid's z can count."""
+    if tiles[0] > _MAX_CTAS or tiles[1] > _MAX_CTAS_Y:
+        raise ValueError(message("x", f"small enough for a grid of {_MAX_CTAS} x {_MAX_CTAS_Y} CTAs", tiles))
+    for first in range(0, batch, _MAX_CTAS_Y):
+        kernel.launch((*tiles, min(_MAX_CTAS_Y, batch - first)), block, (*arguments, first))
 
 
 def _global_scale_gpu(x: Any, dtype: str, global_scale: Any) -> Any:
@@ -221,22 +224,17 @@ def _dequantize_gpu(qt: QuantizedTensor, dtype: str) -> Any:
     g = qt.global_scale if has_global else 0
     padded_rows, padded_cols = scale_layouts.padded_shape(qt.scale_layout, qt.rows, qt.cols)
     batch = math.prod(qt.shape[:-2])
+    arguments = (qt.codes, qt.scales, g, y, *qt.shape[-2:], padded_rows, padded_cols)
     if qt.axis == "tokens":
         kernel = kernels.tokens_kernel(dtype, qt.format, qt.scale_layout, has_global)
-        grid, tiles = _token_tiles(batch, qt.rows, qt.cols, qt.format)
-        block_dim = (kernels.THREADS_TOKENS[qt.format],)
-        arguments = (qt.codes, qt.scales, g, y, *qt.shape[-2:], padded_rows, padded_cols, *tiles)
+        _launch_by_tokens(kernel, batch, qt.rows, qt.cols, qt.format, arguments)
     elif qt.scale_layout == "linear" and qt.blocked_length % qt.block_size == 0:
         kernel = kernels.flat_kernel(dtype, qt.format, has_global)
         units = math.prod(qt.shape) // (4 if dtype == "float32" else 8)
-        grid, block_dim = _ctas(units, kernels.THREADS * kernels.UNITS), (kernels.THREADS,)
-        arguments = (qt.codes, qt.scales, g, y, units)
+        kernel.launch(_ctas(units, kernels.THREADS * kernels.UNITS), (kernels.THREADS,), (*arguments[:4], units))
     else:
         kernel = kernels.rows_kernel(dtype, qt.format, qt.scale_layout, has_global)
-        grid, tiles = _row_tiles(batch, qt.rows * qt.cols)
-        block_dim = (kernels.THREADS,)
-        arguments = (qt.codes, qt.scales, g, y, *qt.shape[-2:], padded_rows, padded_cols, tiles)
-    kernel.launch(grid, block_dim, arguments)
+        _launch_by_rows(kernel, batch, qt.rows, qt.cols, arguments)
     return y
 
 

@@ -124,8 +124,8 @@ def make_flat(dtype: str, format: str, has_global: bool):
 
 
 def make_rows(dtype: str, format: str, scale_layout: str, has_global: bool):
-    """Kernel ``rows(codes, scales, global_scale, y, rows, head_dim, padded_rows, padded_cols, tiles)``: ``tiles`` CTAs a
-    matrix; ``y`` aligned to two elements, written in pairs."""
+    """Kernel ``rows(codes, scales, global_scale, y, rows, head_dim, padded_rows, padded_cols, first_matrix)``, grid and
+    CTA as in quantisation; ``y`` aligned to two elements, written in pairs."""
     from numba import cuda
     from numba.core import types
 
@@ -138,12 +138,12 @@ def make_rows(dtype: str, format: str, scale_layout: str, has_global: bool):
     scale_offset = cuda.jit(device=True, forceinline=True)(scale_layouts.FORMULAS[scale_layout])
 
     @unrolled
-    def rows(codes, scales, global_scale, y, rows, head_dim, padded_rows, padded_cols, tiles):
-        matrix = i64(u32(cuda.blockIdx.x) // tiles)
-        index = u32(u32(u32(cuda.blockIdx.x) % tiles) * u32(THREADS) + u32(cuda.threadIdx.x))
+    def rows(codes, scales, global_scale, y, rows, head_dim, padded_rows, padded_cols, first_matrix):
+        matrix = i64(first_matrix) + i64(cuda.blockIdx.z)
+        row = u32(u32(cuda.blockIdx.x) * u32(cuda.blockDim.y) + u32(cuda.threadIdx.y))
+        col = u32(u32(cuda.blockIdx.y) * u32(cuda.blockDim.x) + u32(cuda.threadIdx.x))
         cols = u32((head_dim + u32(block - 1)) // u32(block))
-        row, col = u32(index // cols), u32(index % cols)
-        if row >= rows:
+        if row >= rows or col >= cols:
             return
         offset = matrix * i64(padded_rows) * i64(padded_cols) + i64(u32(scale_offset(row, col, padded_cols)))
         s = decode_scale(scales[offset])
@@ -162,32 +162,32 @@ def make_rows(dtype: str, format: str, scale_layout: str, has_global: bool):
 
 
 def make_tokens(dtype: str, format: str, scale_layout: str, has_global: bool):
-    """Kernel ``tokens(codes, scales, global_scale, y, tokens, head_dim, padded_rows, padded_cols, token_tiles,
-    channel_tiles)``: a thread owns the blocks of two neighbouring channels; ``y`` aligned to two elements."""
+    """Kernel ``tokens(codes, scales, global_scale, y, tokens, head_dim, padded_rows, padded_cols, first_matrix)``, grid
+    and CTA as in quantisation: a thread owns the blocks of two neighbouring channels; ``y`` aligned to two elements."""
     from numba import cuda
     from numba.core import types
 
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    u16, u32, i64 = types.uint16, types.uint32, types.int64
+    u8, u16, u32, i64 = types.uint8, types.uint16, types.uint32, types.int64
     block = BLOCK_SIZE[format]
     code_words = block // 8
     tile_cols = TOKENS // block
     tile_words = TOKENS // 8
     pitch = tile_words + 1  # odd: the channels of a warp hit different banks
     channels_a_pass = THREADS_TOKENS[format] // tile_words
+    rows_a_pass = THREADS_TOKENS[format] // tile_cols
     f32_of_f16 = dev.cvt_f32_f16
     decode_scale, decode_pair, store_floats = make_decode_scale(format), _make_decode_pair(), _make_store_floats(dtype)
     scale_offset = cuda.jit(device=True, forceinline=True)(scale_layouts.FORMULAS[scale_layout])
 
     @unrolled
-    def tokens(codes, scales, global_scale, y, tokens, head_dim, padded_rows, padded_cols, token_tiles, channel_tiles):
+    def tokens(codes, scales, global_scale, y, tokens, head_dim, padded_rows, padded_cols, first_matrix):
         staged = cuda.shared.array((CHANNELS, pitch), u32)
-        tile = u32(cuda.blockIdx.x)
-        token_tile = u32(tile % token_tiles)
-        channel_tile = u32(u32(tile // token_tiles) % channel_tiles)
-        matrix = i64(u32(u32(tile // token_tiles) // channel_tiles))
+        staged_scales = cuda.shared.array((CHANNELS, tile_cols), u8)
+        token_tile, channel_tile = u32(cuda.blockIdx.x), u32(cuda.blockIdx.y)
+        matrix = i64(first_matrix) + i64(cuda.blockIdx.z)
         thread = u32(cuda.threadIdx.x)
         cols = u32((tokens + u32(block - 1)) // u32(block))
         words_per_channel = u32(cols * u32(code_words))
@@ -200,6 +200,14 @@ def make_tokens(dtype: str, format: str, scale_layout: str, has_global: bool):
             if stored < head_dim and word_of_channel < words_per_channel:
                 source = (matrix * i64(head_dim) + i64(stored)) * i64(words_per_channel) + i64(word_of_channel)
                 staged[row, word] = codes[source]
+        scales_of_matrix = matrix * i64(padded_rows) * i64(padded_cols)
+        stored_col = u32(token_tile * u32(tile_cols) + thread % u32(tile_cols))
+        for step in unroll(0, CHANNELS, rows_a_pass):
+            row = u32(u32(step) + thread // u32(tile_cols))
+            stored = u32(channel_tile * u32(CHANNELS) + row)
+            if stored < head_dim and stored_col < cols:
+                offset = i64(u32(scale_offset(stored, stored_col, padded_cols)))
+                staged_scales[row, thread % u32(tile_cols)] = scales[scales_of_matrix + offset]
         cuda.syncthreads()
 
         channel_in_tile = u32(u32(2) * (thread & u32(31)))
@@ -207,10 +215,8 @@ def make_tokens(dtype: str, format: str, scale_layout: str, has_global: bool):
         channel = u32(channel_tile * u32(CHANNELS) + channel_in_tile)
         col = u32(token_tile * u32(tile_cols) + col_in_tile)
         if channel < head_dim and col < cols:  # head_dim is even: channel + 1 is inside too
-            scales_of_matrix = matrix * i64(padded_rows) * i64(padded_cols)
-            even_scale = decode_scale(scales[scales_of_matrix + i64(u32(scale_offset(channel, col, padded_cols)))])
-            odd_offset = u32(scale_offset(u32(channel + u32(1)), col, padded_cols))
-            odd_scale = decode_scale(scales[scales_of_matrix + i64(odd_offset)])
+            even_scale = decode_scale(staged_scales[channel_in_tile, col_in_tile])
+            odd_scale = decode_scale(staged_scales[channel_in_tile + u32(1), col_in_tile])
             if has_global:
                 even_scale, odd_scale = even_scale * global_scale[0], odd_scale * global_scale[0]
             first_token = i64(col) * i64(block)
@@ -244,7 +250,7 @@ def flat_kernel(dtype: str, format: str, has_global: bool) -> Kernel:
 def rows_kernel(dtype: str, format: str, scale_layout: str, has_global: bool) -> Kernel:
     """The ``rows`` kernel for these constants."""
     constants = {"dtype": dtype, "format": format, "scale_layout": scale_layout, "has_global": has_global}
-    signature = ("u32*", "u8*", "f32*", "u32*", "u32", "u32", "u32", "u32", "u32")
+    signature = ("u32*", "u8*", "f32*", "u32*", "u32", "u32", "u32", "u32", "i64")
     return Kernel(make_rows, signature, constants, launch_bounds=(THREADS,))
 
 
@@ -252,5 +258,5 @@ def rows_kernel(dtype: str, format: str, scale_layout: str, has_global: bool) ->
 def tokens_kernel(dtype: str, format: str, scale_layout: str, has_global: bool) -> Kernel:
     """The ``tokens`` kernel for these constants."""
     constants = {"dtype": dtype, "format": format, "scale_layout": scale_layout, "has_global": has_global}
-    signature = ("u32*", "u8*", "f32*", "u32*", "u32", "u32", "u32", "u32", "u32", "u32")
+    signature = ("u32*", "u8*", "f32*", "u32*", "u32", "u32", "u32", "u32", "i64")
     return Kernel(make_tokens, signature, constants, launch_bounds=(THREADS_TOKENS[format],))

@@ -11,11 +11,11 @@ kernel          blocks run along               work
                 block), linear scales          store of codes, a byte of scale; no index arithmetic
 ``rows``        head_dim (any even), any       thread = (row, scale column) of the *padded* scale matrix, so that
                 scale layout                   the padding is written as zero in the same pass
-``tokens``      tokens, any scale layout       CTA = 64 channels x 128 tokens; reads are coalesced along channels,
-                                               codes go through shared memory and leave along tokens
+``tokens``      tokens, any scale layout       CTA = 64 channels x 256 tokens; reads are coalesced along channels,
+                                               codes and scales go through shared memory and leave along tokens
 ==============  =============================  ==================================================================
 
-Bytes an element, f16 to NVFP4: 2 read, 0.5 + 1/16 written. Shared memory: none, none, 4.5 KiB. Needs sm_80; the E2M1
+Bytes an element, f16 to NVFP4: 2 read, 0.5 + 1/16 written. Shared memory: none, none, 9.5 KiB. Needs sm_80; the E2M1
 conversion is one instruction on sm_100a and sm_120a and a bit-identical software form elsewhere.
 """
 
@@ -29,7 +29,7 @@ from ptx_inline.toolchain import Kernel
 
 THREADS = 256
 CHANNELS = 64
-TOKENS = 128
+TOKENS = 256
 THREADS_TOKENS = {name: CHANNELS // 2 * (TOKENS // block) for name, block in BLOCK_SIZE.items()}
 
 
@@ -65,8 +65,12 @@ def make_flat(dtype: str, format: str, scale: str, has_global: bool):
 
 
 def make_rows(dtype: str, format: str, scale: str, scale_layout: str, has_global: bool, whole_blocks: bool):
-    """Kernel ``rows(x, global_scale, codes, scales, rows, head_dim, padded_rows, padded_cols, tiles)``: ``tiles`` CTAs a
-    matrix. ``whole_blocks``: head_dim is a multiple of the block and ``x`` is 16-byte aligned, as 32-bit words."""
+    """Kernel ``rows(x, global_scale, codes, scales, rows, head_dim, padded_rows, padded_cols, first_matrix)``.
+
+    A CTA is a rectangle of the padded scale matrix, threadIdx.x along the columns; the grid is (row tiles, column tiles,
+    matrices from ``first_matrix`` on), so that no thread divides. ``whole_blocks``:
+    head_dim is a multiple of the block and ``x`` is 16-byte aligned, as 32-bit words.
+    """
     from numba import cuda
     from numba.core import types
 
@@ -80,12 +84,12 @@ def make_rows(dtype: str, format: str, scale: str, scale_layout: str, has_global
     scale_offset = cuda.jit(device=True, forceinline=True)(scale_layouts.FORMULAS[scale_layout])
     store_v2 = dev.st_global_v2_u32
 
-    def rows(x, global_scale, codes, scales, rows, head_dim, padded_rows, padded_cols, tiles):
-        # unsigned 32-bit index arithmetic inside a matrix: Numba widens signed division to 64 bits
-        matrix = i64(u32(cuda.blockIdx.x) // tiles)
-        index = u32(u32(u32(cuda.blockIdx.x) % tiles) * u32(THREADS) + u32(cuda.threadIdx.x))
-        row, col = u32(index // padded_cols), u32(index % padded_cols)
-        if row >= padded_rows:
+    def rows(x, global_scale, codes, scales, rows, head_dim, padded_rows, padded_cols, first_matrix):
+        # unsigned 32-bit index arithmetic inside a matrix: Numba widens signed arithmetic to 64 bits
+        matrix = i64(first_matrix) + i64(cuda.blockIdx.z)
+        row = u32(u32(cuda.blockIdx.x) * u32(cuda.blockDim.y) + u32(cuda.threadIdx.y))
+        col = u32(u32(cuda.blockIdx.y) * u32(cuda.blockDim.x) + u32(cuda.threadIdx.x))
+        if row >= padded_rows or col >= padded_cols:
             return
         cols = u32((head_dim + u32(block - 1)) // u32(block))
         scale_index = matrix * i64(padded_rows) * i64(padded_cols) + i64(u32(scale_offset(row, col, padded_cols)))
@@ -112,9 +116,9 @@ def make_rows(dtype: str, format: str, scale: str, scale_layout: str, has_global
 
 
 def make_tokens(dtype: str, format: str, scale: str, scale_layout: str, has_global: bool):
-    """Kernel ``tokens(x, global_scale, codes, scales, tokens, head_dim, padded_rows, padded_cols, token_tiles,
-    channel_tiles)``: the stored matrix is the transpose, (head_dim, tokens). A thread owns the blocks of two neighbouring
-    channels; ``x`` is aligned to two elements."""
+    """Kernel ``tokens(x, global_scale, codes, scales, tokens, head_dim, padded_rows, padded_cols, first_matrix)``, grid
+    (token tiles, channel tiles, matrices from ``first_matrix`` on): the stored matrix is the transpose, (head_dim,
+    tokens). A thread owns the blocks of two neighbouring channels; ``x`` is aligned to two elements."""
     from numba import cuda
     from numba.core import types
 
@@ -128,6 +132,7 @@ def make_tokens(dtype: str, format: str, scale: str, scale_layout: str, has_glob
     tile_cols = TOKENS // block
     pitch = tile_cols * code_words + 1  # odd: the channels of a warp hit different banks
     channels_a_pass = THREADS_TOKENS[format] // (TOKENS // 16)
+    rows_a_pass = THREADS_TOKENS[format] // tile_cols
     widen = make_widen(dtype)
     wide = dtype == "float32"
     quantize_block = make_quantize_block(dtype, format, scale, has_global)
@@ -146,12 +151,11 @@ def make_tokens(dtype: str, format: str, scale: str, scale_layout: str, has_glob
             even[i], odd[i] = widen(u16(word & u32(0xFFFF))), widen(u16(word >> u32(16)))
 
     @unrolled
-    def tokens(x, global_scale, codes, scales, tokens, head_dim, padded_rows, padded_cols, token_tiles, channel_tiles):
+    def tokens(x, global_scale, codes, scales, tokens, head_dim, padded_rows, padded_cols, first_matrix):
         staged = cuda.shared.array((CHANNELS, pitch), u32)
-        tile = u32(cuda.blockIdx.x)
-        token_tile = u32(tile % token_tiles)
-        channel_tile = u32(u32(tile // token_tiles) % channel_tiles)
-        matrix = i64(u32(u32(tile // token_tiles) // channel_tiles))
+        staged_scales = cuda.shared.array((CHANNELS, tile_cols), u8)
+        token_tile, channel_tile = u32(cuda.blockIdx.x), u32(cuda.blockIdx.y)
+        matrix = i64(first_matrix) + i64(cuda.blockIdx.z)
         thread = u32(cuda.threadIdx.x)
 
         channel_in_tile = u32(u32(2) * (thread & u32(31)))
@@ -184,13 +188,19 @@ def make_tokens(dtype: str, format: str, scale: str, scale_layout: str, has_glob
                 odd_byte = u32(quantize_block(odd, g, packed))
                 for w in unroll(code_words):
                     staged[channel_in_tile + u32(1), col_in_tile * u32(code_words) + u32(w)] = packed[w]
-            scales_of_matrix = matrix * i64(padded_rows) * i64(padded_cols)
-            scales[scales_of_matrix + i64(u32(scale_offset(channel, col, padded_cols)))] = u8(even_byte)
-            if channel + u32(1) < padded_rows:
-                scales[scales_of_matrix + i64(u32(scale_offset(u32(channel + u32(1)), col, padded_cols)))] = u8(odd_byte)
+            staged_scales[channel_in_tile, col_in_tile] = u8(even_byte)
+            staged_scales[channel_in_tile + u32(1), col_in_tile] = u8(odd_byte)
         cuda.syncthreads()
 
-        # eight lanes write the 64 bytes of a channel's 128 tokens
+        # neighbouring lanes write neighbouring tokens: 16 lanes the 128 bytes of codes of a channel, and its scales
+        scales_of_matrix = matrix * i64(padded_rows) * i64(padded_cols)
+        stored_col = u32(token_tile * u32(tile_cols) + thread % u32(tile_cols))
+        for step in unroll(0, CHANNELS, rows_a_pass):
+            row = u32(u32(step) + thread // u32(tile_cols))
+            stored = u32(channel_tile * u32(CHANNELS) + row)
+            if stored < padded_rows and stored_col < padded_cols:
+                offset = i64(u32(scale_offset(stored, stored_col, padded_cols)))
+                scales[scales_of_matrix + offset] = staged_scales[row, thread % u32(tile_cols)]
         pair_in_tile = u32(thread % u32(TOKENS // 16))
         pairs_per_channel = u32(cols * u32(code_words // 2))
         pair = u32(token_tile * u32(TOKENS // 16) + pair_in_tile)
@@ -226,7 +236,7 @@ def rows_kernel(
         "whole_blocks": whole_blocks,
     }
     x = "u32*" if whole_blocks else element_pointer(dtype)
-    signature = (x, "f32*", "u32*", "u8*", "u32", "u32", "u32", "u32", "u32")
+    signature = (x, "f32*", "u32*", "u8*", "u32", "u32", "u32", "u32", "i64")
     return Kernel(make_rows, signature, constants, launch_bounds=(THREADS,))
 
 
@@ -240,5 +250,5 @@ def tokens_kernel(dtype: str, format: str, scale: str, scale_layout: str, has_gl
         "scale_layout": scale_layout,
         "has_global": has_global,
     }
-    signature = ("u32*", "f32*", "u32*", "u8*", "u32", "u32", "u32", "u32", "u32", "u32")
+    signature = ("u32*", "f32*", "u32*", "u8*", "u32", "u32", "u32", "u32", "i64")
     return Kernel(make_tokens, signature, constants, launch_bounds=(THREADS_TOKENS[format],))

@@ -16,7 +16,7 @@ from ptx_inline.types import numba_type
 _lock = threading.Lock()
 
 # Products and sums are fused only where a kernel writes fma: what one reads is what runs, on every target.
-_LINK_OPTIONS = ("-lto", "-fma=0")
+_LINK_OPTIONS = ("-lto", "-fma=0", "-no-cache")
 
 
 @dataclass(frozen=True)

@@ -105,12 +105,24 @@ def test_relayout_and_poisoned_padding(gpu):
         assert_same_quantized(moved, quantization.relayout(reference, destination))
 
 
+def test_more_matrices_than_a_grid_counts(gpu):
+    """65,535 is the largest grid along z: one launch more is needed."""
+    x = make((65537, 1, 6), "float16", gpu)
+    for axis in ("head_dim", "tokens"):
+        reference = quantization.quantize(x, axis=axis)
+        result = quantization.quantize(x.cuda(), axis=axis)
+        assert_same_quantized(result, reference)
+        values, expected = (quantization.dequantize(qt).cpu().nan_to_num() for qt in (result, reference))
+        assert gpu.equal(values, expected)
+
+
 def test_unaligned_input(gpu):
     storage = make((1, 129 * 64 + 1), "float16", gpu).cuda().reshape(-1)
     x = storage[1:].view(129, 64)
     assert x.data_ptr() % 16
-    for axis in ("head_dim", "tokens"):
-        assert_same_quantized(quantization.quantize(x, axis=axis), quantization.quantize(x.cpu(), axis=axis))
+    assert_same_quantized(quantization.quantize(x), quantization.quantize(x.cpu()))
+    with pytest.raises(ValueError, match="x must be at an address that is a multiple of 16"):
+        quantization.quantize(x, axis="tokens")
 
 
 def test_cupy_and_numba_arrays(gpu):
