@@ -23,7 +23,7 @@ TOOLCHAIN = {
 #: Libraries that share GPU arrays with this one; none is needed.
 OPTIONAL = ("torch", "cupy-cuda13x", "cupy-cuda12x", "jax", "ml_dtypes")
 
-#: Implementations, in the order in which `auto` prefers them.
+#: Implementations, in the order in which ``auto`` prefers them.
 IMPLEMENTATIONS = ("blockscale", "legacy", "dequant", "reference")
 _BLOCK_SCALE_CAPABILITIES = ((12, 0), (12, 1))
 
@@ -55,7 +55,7 @@ class Gpus:
 
 @dataclass(frozen=True)
 class Availability:
-    """Whether an implementation can run here; `reason` says on what, or why not; `gpu` is the one that it would use."""
+    """Whether an implementation can run here; ``reason`` says on what, or why not; ``gpu`` is the one that it would use."""
 
     name: str
     available: bool
@@ -74,7 +74,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that `nbfmha doctor` prints."""
+    """Everything that ``nbfmha doctor`` prints."""
 
     system: str
     python: str
@@ -148,7 +148,7 @@ def _memory_bytes(ordinal: int) -> int:
 
 
 def availability(gpus: Gpus | None = None) -> dict[str, Availability]:
-    """Which implementations can run here, by name, in the order in which `auto` prefers them."""
+    """Which implementations can run here, by name, in the order in which ``auto`` prefers them."""
     gpus = find_gpus() if gpus is None else gpus
     found = {name: _needs_gpu(name, gpus) for name in IMPLEMENTATIONS[:-1]}
     found["reference"] = Availability("reference", True, "NumPy model of the block-scale MMA; runs on any CPU")
@@ -179,7 +179,7 @@ def toolchain() -> tuple[Component, ...]:
 
 
 def disassembler() -> Component:
-    """nvdisasm, which `nbfmha sass` and the machine-code cases need."""
+    """nvdisasm, which ``nbfmha sass`` and the machine-code cases need."""
     from ptx_inline.toolchain.disasm import find_nvdisasm
 
     path = find_nvdisasm()

@@ -58,7 +58,7 @@ class Ownership:
 
 
 def ownership(fragment) -> Ownership:
-    """The view of a `ptx_inline.isa.fragments.Fragment`."""
+    """The view of a ``ptx_inline.isa.fragments.Fragment``."""
     shape = fragment.shape
     lane, register, bit = (np.full(shape, -1) for _ in range(3))
     elements_of_lane = np.zeros(WARP_SIZE, dtype=int)

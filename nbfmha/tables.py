@@ -6,7 +6,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Group
+from rich.jupyter import JupyterMixin
 from rich.table import Table
 from rich.text import Text
 
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
 _YES, _NO = Text("yes", "green"), Text("no", "yellow")
 
 
+class Block(JupyterMixin, Group):
+    """Several renderables in one, shown by a terminal and by a notebook alike."""
+
+
 def _plain_table(*columns: str, title: str | None = None) -> Table:
     table = Table(*columns, box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
     table.columns[0].no_wrap = True
     return table
 
 
-def doctor_report(report: Report) -> RenderableType:
+def doctor_report(report: Report) -> Block:
     """The machine, its packages and what can run on it."""
     machine = _plain_table("", "", title="Machine")
     machine.show_header = False
@@ -48,10 +53,10 @@ def doctor_report(report: Report) -> RenderableType:
     implementations = _plain_table("implementation", "runs here", "on what, or why not", title="Implementations")
     for part in report.implementations:
         implementations.add_row(part.name, _YES if part.available else _NO, part.reason)
-    return Group(machine, packages, toolchain, implementations)
+    return Block(machine, packages, toolchain, implementations)
 
 
-def fragment_table(fragment) -> RenderableType:
+def fragment_table(fragment) -> Block:
     """Thread and register of every element of an MMA operand, neighbours in one register together, owners counted."""
     held = ownership(fragment)
     rows, cols = held.lane.shape
@@ -67,7 +72,7 @@ def fragment_table(fragment) -> RenderableType:
         table.add_row(str(row), *cells)
     counts = held.elements_of_lane.reshape(8, 4)
     lanes = "  ".join(" ".join(str(count) for count in quad) for quad in counts.tolist())
-    return Group(
+    return Block(
         Text(held.title, "bold"),
         table,
         Text("T: thread (lane), r: register, [a:b]: bits a to b-1 of it; in ascending order along the row"),
@@ -82,7 +87,7 @@ def _lane_style(lane: int) -> str:
     return palette[lane >> 2] if lane >= 0 else "dim"
 
 
-def instruction_mix_table(opcodes: dict[str, int], mma: int, title: str) -> RenderableType:
+def instruction_mix_table(opcodes: dict[str, int], mma: int, title: str) -> Block:
     """Counts by opcode class, the share of each, and how many other instructions stand beside each MMA."""
     total = sum(opcodes.values())
     classes: dict[str, list[tuple[str, int]]] = {}
@@ -95,7 +100,7 @@ def instruction_mix_table(opcodes: dict[str, int], mma: int, title: str) -> Rend
         listed = ", ".join(opcode if number == count else f"{opcode} {number}" for opcode, number in sorted(forms))
         table.add_row(name, str(count), f"{count / total:.1%}", "" if listed == name else listed)
     ratio = f"{(total - mma) / mma:.1f} other instructions for each" if mma else "no matrix instruction"
-    return Group(table, Text(f"{total} instructions, {mma} MMA: {ratio} (static count, loops counted once)"))
+    return Block(table, Text(f"{total} instructions, {mma} MMA: {ratio} (static count, loops counted once)"))
 
 
 def resources_line(resources) -> str:

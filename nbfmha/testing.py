@@ -1,6 +1,6 @@
 """How results are compared: derived error budgets, worst coordinates, poisoned memory.
 
-Nothing in the library imports this module; `nbfmha validate`, the tests and the notebooks do. A budget is an array of
+Nothing in the library imports this module; ``nbfmha validate``, the tests and the notebooks do. A budget is an array of
 the largest absolute error that the arithmetic can explain, element by element, so that no case needs a tolerance of
 its own.
 """
@@ -15,7 +15,7 @@ POISON_BYTE = 0xFF
 
 @dataclass(frozen=True)
 class Comparison:
-    """Outcome of `compare`: whether every element lies within its budget, and where it is worst.
+    """Outcome of ``compare``: whether every element lies within its budget, and where it is worst.
 
     max_abs_error is the largest |got - expected| over elements where both are numbers (infinite when exactly one of
     them is NaN); max_budget_share is the largest error / budget (0 when every element is exact, infinite when a zero
@@ -86,7 +86,7 @@ def compare(got, expected, budget=0.0) -> Comparison:
 
 
 def assert_close(got, expected, budget=0.0, *, what: str = "result") -> Comparison:
-    """`compare`, raising AssertionError with the worst coordinate and both values when an element leaves its budget."""
+    """``compare``, raising AssertionError with the worst coordinate and both values when an element leaves its budget."""
     comparison = compare(got, expected, budget)
     if not comparison.ok:
         raise AssertionError(f"{what}: {comparison.describe()}")
@@ -94,18 +94,24 @@ def assert_close(got, expected, budget=0.0, *, what: str = "result") -> Comparis
 
 
 def relative_rmse(got, expected) -> float:
-    """sqrt(sum (got - expected)^2 / sum expected^2) in float64: the relative L2 error over all elements."""
+    """sqrt(sum (got - expected)^2 / sum expected^2) in float64: the relative L2 error over all elements.
+
+    Where everything expected is zero: 0 if everything got is zero too, else infinity.
+    """
     got = np.asarray(got, dtype=np.float64)
     expected = np.asarray(expected, dtype=np.float64)
-    return float(np.sqrt(np.sum((got - expected) ** 2) / np.sum(expected**2)))
+    error, size = np.sum((got - expected) ** 2), np.sum(expected**2)
+    if size == 0:
+        return 0.0 if error == 0 else float("inf")
+    return float(np.sqrt(error / size))
 
 
 def relative_rmse_standard_error(got, expected, group: int) -> float:
-    """Standard error of `relative_rmse` over independent groups of `group` consecutive elements (delta method).
+    """Standard error of ``relative_rmse`` over independent groups of ``group`` consecutive elements (delta method).
 
     With e and x the mean squared error and mean square of a group, the ratio R = E[e]/E[x] has the variance
     Var(e - R x) / (n E[x]^2) over n groups, and sqrt(R) has the standard error of R divided by 2 sqrt(R).
-    Raises ValueError when the number of elements is not a multiple of `group`.
+    Raises ValueError when the number of elements is not a multiple of ``group``.
     """
     got = np.asarray(got, dtype=np.float64).ravel()
     expected = np.asarray(expected, dtype=np.float64).ravel()
@@ -119,23 +125,23 @@ def relative_rmse_standard_error(got, expected, group: int) -> float:
 
 
 def accumulation_budget(magnitude, largest_term, *, steps: int, addends: int, fraction_bits: int) -> np.ndarray:
-    """Largest absolute error of a chain of `steps` matrix multiply-accumulates into one f32 accumulator.
+    """Largest absolute error of a chain of ``steps`` matrix multiply-accumulates into one f32 accumulator.
 
-    An MMA aligns its `addends` (the products or group sums, and C) to the largest exponent among them, truncates each
-    at `fraction_bits` binary places of that exponent, adds exactly and rounds once toward zero to f32 (24 significant
+    An MMA aligns its ``addends`` (the products or group sums, and C) to the largest exponent among them, truncates each
+    at ``fraction_bits`` binary places of that exponent, adds exactly and rounds once toward zero to f32 (24 significant
     bits). One step therefore errs by at most
 
         2^-23 * |result|  +  addends * 2^-fraction_bits * 2^e_max
 
-    with |result| and |C| at most `magnitude` = sum_k |q_k| |k_k| (plus what earlier steps added, which the factor
-    below covers) and 2^e_max at most max(`largest_term`, magnitude). Source of the arithmetic: arXiv 2511.10909
-    (models of tensor core accumulation); instruction parameters: `ptx_inline.isa.instructions`.
+    with |result| and |C| at most ``magnitude`` = sum_k |q_k| |k_k| (plus what earlier steps added, which the factor
+    below covers) and 2^e_max at most max(``largest_term``, magnitude). Source of the arithmetic: arXiv 2511.10909
+    (models of tensor core accumulation); instruction parameters: ``ptx_inline.isa.instructions``.
 
     magnitude, largest_term: arrays (..., M, N) in float64. Returns the budget, same shape.
     """
     magnitude = np.asarray(magnitude, dtype=np.float64)
     unit = 2.0**-23 * magnitude + addends * 2.0**-fraction_bits * np.maximum(magnitude, largest_term)
-    # (1 + growth) covers partial sums that earlier errors carried past `magnitude`: growth is at most steps * relative
+    # (1 + growth) covers partial sums that earlier errors carried past ``magnitude``: growth is at most steps * relative
     # error
     growth = steps * (2.0**-23 + addends * 2.0**-fraction_bits)
     return steps * unit * (1 + growth)
@@ -144,7 +150,7 @@ def accumulation_budget(magnitude, largest_term, *, steps: int, addends: int, fr
 class Guarded:
     """A NumPy buffer between two poisoned bands, to catch writes out of bounds and reads of what was never written.
 
-    `body` is the writable view handed to the code under test (poisoned too); `check` raises AssertionError with the
+    ``body`` is the writable view handed to the code under test (poisoned too); ``check`` raises AssertionError with the
     offset of the first damaged byte of a band. size: elements; dtype: of the elements; band: bytes on either side.
     """
 
@@ -169,7 +175,7 @@ def poison(shape, dtype) -> np.ndarray:
 
 
 def poison_outside(matrix: np.ndarray, rows: int, cols: int, value=POISON_BYTE) -> np.ndarray:
-    """A copy of `matrix` (..., R, C) with everything outside [:rows, :cols] set to `value`."""
+    """A copy of ``matrix`` (..., R, C) with everything outside [:rows, :cols] set to ``value``."""
     result = np.array(matrix, copy=True)
     result[..., rows:, :] = value
     result[..., :, cols:] = value

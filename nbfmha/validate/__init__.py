@@ -1,6 +1,6 @@
 """The validation harness: every check of ``nbfmha validate`` as a case that the command and the tests both run.
 
-`all_cases()` lists them in the order of the table; a `Context` says what they run on. Modules: ``case`` (what a case
+``all_cases()`` lists them in the order of the table; a ``Context`` says what they run on. Modules: ``case`` (what a case
 is), ``runner``, ``report`` (table, summary, JSON), ``implementations`` (who multiplies), ``warp_model`` (Q·K^T of one
 warp in NumPy), and one module a group of cases.
 """

@@ -62,7 +62,7 @@ class Result:
 
     @classmethod
     def of(cls, comparison: Comparison, what: str, **details) -> Result:
-        """Verdict of a comparison of numbers; `what` names the elements, e.g. "128 x 256 scores"."""
+        """Verdict of a comparison of numbers; ``what`` names the elements, e.g. "128 x 256 scores"."""
         details = {
             "elements": comparison.elements,
             "max_abs_error": comparison.max_abs_error,
@@ -106,7 +106,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table. `run(context)` returns a `Result` or raises (which counts as a failure)."""
+    """One line of the table. ``run(context)`` returns a ``Result`` or raises (which counts as a failure)."""
 
     name: str
     group: str
@@ -133,7 +133,7 @@ class Case:
 
 
 class Registry:
-    """Cases in the order of definition; `case` is the decorator that adds one."""
+    """Cases in the order of definition; ``case`` is the decorator that adds one."""
 
     def __init__(self):
         self._cases: dict[str, Case] = {}

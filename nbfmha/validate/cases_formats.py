@@ -1,7 +1,7 @@
 """Codecs checked against their definition, exhaustively, without another library.
 
 The definition is evaluated here from the exponent and mantissa fields (OCP 8-bit and Microscaling specifications), the
-codecs are `ptx_inline.isa.formats`.
+codecs are ``ptx_inline.isa.formats``.
 """
 
 from __future__ import annotations

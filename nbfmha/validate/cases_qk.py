@@ -17,7 +17,7 @@ def _scores(context: Context, q, k) -> np.ndarray:
 
 
 def _compare_all(context: Context, make, what: str, *, exact: bool) -> Result:
-    """Run `make(tokens_q, tokens_k, head_dim) -> (q, k)` on every shape and compare all scores at once."""
+    """Run ``make(tokens_q, tokens_k, head_dim) -> (q, k)`` on every shape and compare all scores at once."""
     got, expected, budget = [], [], []
     for rows, cols, head_dim in problems.SHAPES:
         q, k = make(rows, cols, head_dim)
@@ -103,10 +103,7 @@ def random_scales(context: Context) -> Result:
     rng = context.rng("random_scales")
 
     def make(rows, cols, head_dim):
-        return tuple(
-            problems.tensor(problems.random_codes(rng, tokens, head_dim), problems.random_scales(rng, tokens, head_dim))
-            for tokens in (rows, cols)
-        )
+        return tuple(problems.random_tensor(rng, tokens, head_dim) for tokens in (rows, cols))
 
     return _compare_all(context, make, "scores", exact=False)
 
@@ -114,8 +111,8 @@ def random_scales(context: Context) -> Result:
 @registry.case("qk", "zero codes or zero scales: zero", evidence="implementation")
 def zeros(context: Context) -> Result:
     rng = context.rng("zeros")
-    k = problems.tensor(problems.random_codes(rng, 40, 128), problems.random_scales(rng, 40, 128))
-    no_codes = problems.tensor(np.zeros((24, 128), np.uint8), problems.random_scales(rng, 24, 128))
+    k = problems.random_tensor(rng, 40, 128)
+    no_codes = problems.tensor(np.zeros((24, 128), np.uint8), problems.random_tensor(rng, 24, 128).scales)
     no_scales = problems.tensor(problems.random_codes(rng, 24, 128), np.zeros((24, 8), np.uint8))
     scores = np.stack([_scores(context, q, k) for q in (no_codes, no_scales)])
     return Result.of(compare(scores, np.zeros((2, 24, 40))), "scores")
@@ -128,10 +125,7 @@ def scale_sources(context: Context) -> Result:
     rng = context.rng("scale_sources")
     got, expected = [], []
     for head_dim in (64, 96):
-        pair = [
-            problems.tensor(problems.random_codes(rng, tokens, head_dim), problems.random_scales(rng, tokens, head_dim))
-            for tokens in (70, 130)
-        ]
+        pair = [problems.random_tensor(rng, tokens, head_dim) for tokens in (70, 130)]
         once = _scores(context, *pair)
         for layout in scale_layouts.SCALE_LAYOUTS:
             for source in context.implementation.scale_sources:

@@ -1,4 +1,4 @@
-"""The quantisers' contract (top of `nbfmha.nvfp4`), case by case, on inputs whose answer is known beforehand."""
+"""The quantisers' contract (top of ``nbfmha.nvfp4``), case by case, on inputs whose answer is known beforehand."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SHAPES = ((16, 8, 64), (64, 64, 64), (33, 17, 96), (48, 72, 128), (1, 130, 256))
 
 
 def tensor(codes, scales=None):
-    """A `QuantizedTensor` (NVFP4, linear scales) of E2M1 codes (tokens, head_dim), one a byte, and UE4M3 scale bytes.
+    """A ``QuantizedTensor`` (NVFP4, linear scales) of E2M1 codes (tokens, head_dim), one a byte, and UE4M3 scale bytes.
 
     scales: (tokens, ceil(head_dim / 16)), by default 1.0 everywhere.
     """
@@ -43,12 +43,14 @@ def tensor(codes, scales=None):
 
 
 def random_codes(rng: np.random.Generator, tokens: int, head_dim: int) -> np.ndarray:
+    """Any E2M1 code, uint8 (tokens, head_dim)."""
     return rng.integers(0, 16, (tokens, head_dim), dtype=np.uint8)
 
 
-def random_scales(rng: np.random.Generator, tokens: int, head_dim: int) -> np.ndarray:
-    """Any finite UE4M3 byte, zero and subnormals among them."""
-    return rng.integers(0, 0x7F, (tokens, -(-head_dim // 16)), dtype=np.uint8)
+def random_tensor(rng: np.random.Generator, tokens: int, head_dim: int):
+    """Any E2M1 codes with any finite UE4M3 scales, zero and subnormals among them."""
+    codes = random_codes(rng, tokens, head_dim)
+    return tensor(codes, rng.integers(0, 0x7F, (tokens, -(-head_dim // 16)), dtype=np.uint8))
 
 
 def dequantized(q, k) -> tuple[np.ndarray, np.ndarray]:

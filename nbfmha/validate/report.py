@@ -30,11 +30,11 @@ def format_error(value: float | None) -> str:
 
 
 class OutcomeTable:
-    """The rich table of outcomes, grown row by row; `.table` is what to print (a notebook displays it too)."""
+    """The rich table of outcomes, grown row by row; ``.table`` is what to print (a notebook displays it too)."""
 
     def __init__(self, outcomes: Sequence[Outcome] = ()):
         self.table = Table(box=box.SIMPLE_HEAD, expand=False, pad_edge=False)
-        self.table.add_column("case", no_wrap=True)
+        self.table.add_column("case")
         self.table.add_column("on", no_wrap=True)
         self.table.add_column("finding")
         self.table.add_column("worst error", justify="right", no_wrap=True)
@@ -59,7 +59,7 @@ class OutcomeTable:
 
 
 class LiveReport:
-    """A context manager around `run_cases(..., before=, after=)`: the latest rows and a progress bar while cases run on
+    """A context manager around ``run_cases(..., before=, after=)``: the latest rows and a progress bar while cases run on
     a terminal, and the whole table at the end, on a terminal or in a log."""
 
     def __init__(self, console: Console, cases: Sequence[Case]):

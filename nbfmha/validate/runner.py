@@ -50,7 +50,7 @@ def run_case(case: Case, context: Context) -> Outcome:
 def run_cases(
     cases: Sequence[Case], context: Context, *, before: Callable[[Case], None], after: Callable[[Outcome], None]
 ) -> list[Outcome]:
-    """Run every case, calling `before` and `after` around each (progress and table rows)."""
+    """Run every case, calling ``before`` and ``after`` around each (progress and table rows)."""
     outcomes = []
     for case in cases:
         before(case)

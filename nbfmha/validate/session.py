@@ -1,4 +1,4 @@
-"""One `nbfmha validate` from its options to its verdict."""
+"""One ``nbfmha validate`` from its options to its verdict."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def run(
 ) -> bool:
     """Run every case, print the table and the summary; True when nothing failed.
 
-    impl: an entry of `implementations.CHOICES`; arch: an assembly target, None for sm_120a where the toolchain is
+    impl: an entry of ``implementations.CHOICES``; arch: an assembly target, None for sm_120a where the toolchain is
     installed; json_path, plot_directory: where to write the report and the drawings. Raises ValueError for an unknown
-    implementation or target, `implementations.Unavailable` for an implementation that cannot run here, and OSError for
+    implementation or target, ``implementations.Unavailable`` for an implementation that cannot run here, and OSError for
     a file that could not be written, before any case runs where that can be known.
     """
     context = Context(
@@ -64,7 +64,7 @@ def run(
 
 
 def check_target(name: str) -> str:
-    """`name` if it is one of the targets of this project; raises ValueError otherwise."""
+    """``name`` if it is one of the targets of this project; raises ValueError otherwise."""
     from ptx_inline.toolchain import TARGETS
 
     if name not in TARGETS:

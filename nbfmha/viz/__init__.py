@@ -1,6 +1,6 @@
 """Drawings of formats, thread-to-element layouts, scale layouts and scores.
 
-Every function takes arrays or descriptors and returns a new `matplotlib.figure.Figure`; nothing opens a window or keeps
+Every function takes arrays or descriptors and returns a new ``matplotlib.figure.Figure``; nothing opens a window or keeps
 global state. ``nbfmha layout --png``, ``nbfmha validate --plot`` and the notebooks draw with the same functions.
 """
 

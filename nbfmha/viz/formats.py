@@ -121,7 +121,7 @@ def draw_error_by_magnitude(exponents: Sequence[int] = range(-14, 14), *, seed: 
 
 
 def draw_quantized_matrix(values: np.ndarray, *, title: str, **options) -> Figure:
-    """A matrix (tokens, head_dim), what comes back from `nvfp4.quantize(values, **options)`, and the error."""
+    """A matrix (tokens, head_dim), what comes back from ``nvfp4.quantize(values, **options)``, and the error."""
     back = nvfp4.dequantize(nvfp4.quantize(values, **options)).astype(np.float64)
     exact = values.astype(np.float64)
     limit = float(np.quantile(np.abs(exact), 0.998))

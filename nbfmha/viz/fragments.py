@@ -64,8 +64,8 @@ def _draw_warp(axes: Axes, held: Ownership) -> None:
 def draw_packing(right, wrong) -> Figure:
     """What a wrong register map does to an operand: the row and the k that the hardware finds at each place.
 
-    right, wrong: two `Fragment`s of one operand. The matrix is packed by `wrong` and read by the hardware, that is by
-    `right`. With the right map both pictures of a pair would be plain ramps.
+    right, wrong: two ``Fragment``s of one operand. The matrix is packed by ``wrong`` and read by the hardware, that is by
+    ``right``. With the right map both pictures of a pair would be plain ramps.
     """
     rows, cols = right.shape
     element = np.arange(rows * cols).reshape(rows, cols)

@@ -14,8 +14,8 @@ _LINE = 16  # bytes in a drawn line of memory: one row of a 128x4 block's 32 x 1
 def draw_scale_layout(layout: str, rows: int = 128, cols: int = 6, *, lines: int = 32) -> Figure:
     """Where the scale of (row, scale column) lies: left the matrix, coloured by byte offset; right the memory.
 
-    The right picture shows the first `lines` lines of 16 bytes, each byte labelled with its row and scale column and
-    coloured by row; grey bytes are padding, which must be zero. layout: an entry of `scale_layouts.SCALE_LAYOUTS`.
+    The right picture shows the first ``lines`` lines of 16 bytes, each byte labelled with its row and scale column and
+    coloured by row; grey bytes are padding, which must be zero. layout: an entry of ``scale_layouts.SCALE_LAYOUTS``.
     """
     padded_rows, padded_cols = scale_layouts.padded_shape(layout, rows, cols)
     row, col = np.meshgrid(np.arange(padded_rows), np.arange(padded_cols), indexing="ij")

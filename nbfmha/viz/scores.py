@@ -11,37 +11,39 @@ from nbfmha.testing import compare
 from nbfmha.viz import style
 
 
-def draw_scores(got: np.ndarray, expected: np.ndarray, budget: np.ndarray | float = 0.0, *, title: str) -> Figure:
-    """Scores (M, N), and their error against `expected`: as it is, and as a share of the budget.
+def draw_scores(got: np.ndarray, expected: np.ndarray, budget: np.ndarray | float | None = None, *, title: str) -> Figure:
+    """Scores (M, N), the scores expected, and the error: in the scores' units, or as a share of its budget.
 
-    A budget of 0 asks for exact scores; the third panel then marks the elements that are not.
+    got, expected: (M, N); budget: (M, N) or a number, the largest error allowed; None draws the error as it is. Colours
+    saturate beyond the 99th percentile of the magnitudes.
     """
-    comparison = compare(got, expected, budget)
+    expected = np.asarray(expected, np.float64)
     error = np.asarray(got, np.float64) - expected
-    if np.all(np.asarray(budget) == 0):
-        share, share_title, share_limit = (error != 0).astype(float), "wrong elements", 1.0
-    else:
-        share, share_title, share_limit = (
-            np.abs(error) / np.maximum(budget, np.finfo(float).tiny),
-            "share of the error budget",
-            1.0,
-        )
-    verdict = "exact" if comparison.exact else f"max |error| {comparison.max_abs_error:.3g}"
+    worst = float(np.abs(error).max())
+    comparison = compare(got, expected, np.inf if budget is None else budget)
+    verdict = "exact" if comparison.exact else f"largest |error| {worst:.3g}"
+    if budget is not None and not comparison.exact:
+        verdict += f", {comparison.max_budget_share:.0%} of its budget at worst"
+    shown = error if budget is None else error / np.maximum(budget, np.finfo(float).tiny)
+    limit = float(np.quantile(np.abs(expected), 0.99)) or 1.0
+    error_limit = 1.0 if budget is not None else worst or 1.0
     figure = style.new_figure(14, 4.4, f"{title}: {verdict}")
-    panels = figure.subplots(1, 3)
-    limit = float(np.abs(expected).max()) or 1.0
-    error_limit = comparison.max_abs_error if 0 < comparison.max_abs_error < np.inf else 1.0
-    for axes, matrix, cmap, low, high, what in (
-        (panels[0], got, style.DIVERGING, -limit, limit, "scores"),
-        (panels[1], error, style.DIVERGING, -error_limit, error_limit, "error"),
-        (panels[2], share, style.SEQUENTIAL, 0.0, share_limit, share_title),
+    for axes, matrix, bound, what in zip(
+        figure.subplots(1, 3, sharey=True),
+        (got, expected, shown),
+        (limit, limit, error_limit),
+        ("scores", "float64", "error" if budget is None else "error as a share of its budget"),
+        strict=True,
     ):
-        image = axes.imshow(matrix, cmap=cmap, vmin=low, vmax=high, aspect="auto", interpolation="nearest")
+        image = axes.imshow(matrix, cmap=style.DIVERGING, vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
         figure.colorbar(image, ax=axes, pad=0.02)
         axes.set_xlabel("key")
-        axes.set_ylabel("query")
         axes.tick_params(labelsize=8, length=2)
         style.title(axes, what)
+    figure.axes[0].set_ylabel("query")
+    if comparison.exact:
+        rows, cols = expected.shape
+        style.label_cell(figure.axes[2], (rows - 1) / 2, (cols - 1) / 2, "no error anywhere", size=11, colour=style.FAINT)
     return figure
 
 

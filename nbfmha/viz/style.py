@@ -67,7 +67,7 @@ def plain(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path | str, *, dpi: int = 130) -> Path:
-    """Write the figure; the suffix of `path` chooses the format. ValueError for one that matplotlib cannot write."""
+    """Write the figure; the suffix of ``path`` chooses the format. ValueError for one that matplotlib cannot write."""
     path = Path(path)
-    figure.savefig(path, dpi=dpi, bbox_inches="tight", facecolor="white")
+    figure.savefig(path, dpi=dpi, facecolor="white")
     return path

@@ -83,6 +83,11 @@ def test_relative_rmse_and_its_standard_error():
         relative_rmse_standard_error(got, expected, group=17)
 
 
+def test_relative_rmse_of_nothing():
+    assert relative_rmse([0.0, 0.0], [0.0, 0.0]) == 0
+    assert relative_rmse([0.0, 1.0], [0.0, 0.0]) == float("inf")
+
+
 def test_accumulation_budget_covers_truncation_in_every_step():
     """The worst chain that the docstring describes: each step loses almost a unit of every addend and of the result."""
     fraction_bits, steps = 25, 16
