@@ -124,14 +124,13 @@ def scale_sources(context: Context) -> Result:
 
     rng = context.rng("scale_sources")
     got, expected = [], []
-    for head_dim in (64, 96):
-        pair = [problems.random_tensor(rng, tokens, head_dim) for tokens in (70, 130)]
-        once = _scores(context, *pair)
-        for layout in scale_layouts.SCALE_LAYOUTS:
-            for source in context.implementation.scale_sources:
-                q, k = (nvfp4.relayout(tensor, layout) for tensor in pair)
-                got.append(context.implementation.qk(q, k, scales_in=source).ravel())
-                expected.append(once.ravel())
+    pair = [problems.random_tensor(rng, tokens, 96) for tokens in (70, 130)]  # 6 scale columns: no whole word of four
+    once = _scores(context, *pair)
+    for layout in scale_layouts.SCALE_LAYOUTS:
+        for source in context.implementation.scale_sources:
+            q, k = (nvfp4.relayout(tensor, layout) for tensor in pair)
+            got.append(context.implementation.qk(q, k, scales_in=source).ravel())
+            expected.append(once.ravel())
     comparison = compare(np.concatenate(got), np.concatenate(expected))
     return Result.of(comparison, f"scores, scales in {' and '.join(context.implementation.scale_sources)}")
 
