@@ -122,7 +122,7 @@ def _launch_by_rows(kernel: Kernel, batch: int, rows: int, cols: int, arguments:
 
 
 def _launch_by_tokens(kernel: Kernel, batch: int, rows: int, cols: int, format: str, arguments: tuple) -> None:
-    """Launch a ``tokens`` kernel: a CTA is 64 channels x 256 tokens."""
+    """Launch a ``tokens`` kernel: a CTA is ``CHANNELS`` x ``TOKENS``."""
     from nbfmha.kernels.quantize import BLOCK_SIZE, CHANNELS, THREADS_TOKENS, TOKENS
 
     tiles = -(-cols * BLOCK_SIZE[format] // TOKENS), -(-rows // CHANNELS)

@@ -11,11 +11,11 @@ kernel          blocks run along               work
                 block), linear scales          store of codes, a byte of scale; no index arithmetic
 ``rows``        head_dim (any even), any       thread = (row, scale column) of the *padded* scale matrix, so that
                 scale layout                   the padding is written as zero in the same pass
-``tokens``      tokens, any scale layout       CTA = 64 channels x 128 tokens; reads are coalesced along channels,
+``tokens``      tokens, any scale layout       CTA = 64 channels x 64 tokens; reads are coalesced along channels,
                                                codes and scales go through shared memory and leave along tokens
 ==============  =============================  ==================================================================
 
-Bytes an element, f16 to NVFP4: 2 read, 0.5 + 1/16 written. Shared memory: none, none, 5 KiB. Needs sm_80; the E2M1
+Bytes an element, f16 to NVFP4: 2 read, 0.5 + 1/16 written. Shared memory: none, none, 2.5 KiB. Needs sm_80; the E2M1
 conversion is one instruction on sm_100a and sm_120a and a bit-identical software form elsewhere.
 """
 
@@ -29,7 +29,7 @@ from ptx_inline.toolchain import Kernel
 
 THREADS = 256
 CHANNELS = 64
-TOKENS = 128
+TOKENS = 64
 THREADS_TOKENS = {name: CHANNELS // 2 * (TOKENS // block) for name, block in BLOCK_SIZE.items()}
 
 
@@ -205,7 +205,7 @@ def make_tokens(dtype: str, format: str, scale: str, scale_layout: str, has_glob
             staged_scales[channel_in_tile + u32(1), col_in_tile] = u8(odd_byte)
         cuda.syncthreads()
 
-        # neighbouring lanes write neighbouring tokens: 16 lanes the 128 bytes of codes of a channel, and its scales
+        # neighbouring lanes write neighbouring tokens, so that the stores of a channel are contiguous
         scales_of_matrix = matrix * i64(padded_rows) * i64(padded_cols)
         stored_col = u32(token_tile * u32(tile_cols) + thread % u32(tile_cols))
         for step in unroll(0, CHANNELS, rows_a_pass):

@@ -47,6 +47,8 @@ def launch(x, y, n=1000, **options):
 def test_torch_tensors_on_the_current_stream(gpu):
     x = gpu.arange(1000, dtype=gpu.int32, device="cuda")
     y = gpu.empty_like(x)
+    launch(x, y)  # compiles and loads, which would outlast the wait below
+    gpu.cuda.synchronize()
     stream = gpu.cuda.Stream()
     with gpu.cuda.stream(stream):
         gpu.cuda._sleep(50_000_000)  # the launch must wait behind this
