@@ -1,0 +1,109 @@
+"""Machine code of every kernel and snippet for every target, without a GPU: the right instructions, nothing spilled."""
+
+import pytest
+
+from nbfmha.kernels.catalogue import CATALOGUE, kernel
+from nbfmha.kernels.dequantize import tokens_kernel as dequantize_tokens
+from nbfmha.kernels.qk import HEAD_DIMS, qk_kernel
+from nbfmha.kernels.quantize import rows_kernel
+from ptx_inline.toolchain import TARGETS, Kernel, instruction_mix
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_cache(tmp_path_factory):
+    """One kernel cache for all of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NBFMHA_CACHE_DIR", str(tmp_path_factory.mktemp("kernels")))
+        yield
+
+
+def assert_nothing_spilled(compiled, target):
+    resources = compiled.resources(target)
+    mix = instruction_mix(compiled.sass(target))
+    assert (resources.spill_store_bytes, resources.spill_load_bytes) == (0, 0), f"{compiled.name} spills on {target}"
+    assert resources.stack_bytes == 0, f"{compiled.name} has a stack frame on {target}"
+    assert mix.local_memory == 0, f"{compiled.name} uses local memory on {target}"
+    return mix
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_kernel_assembles_without_a_spill(name, target):
+    mix = assert_nothing_spilled(kernel(name, target), target)
+    opcodes = " ".join(mix.opcodes)
+    if name in ("probe", "qk"):
+        assert ("OMMA.SF.16864" in opcodes) == (target == "sm_120a")
+        assert ("HMMA.16816.F32" in opcodes) == (target != "sm_120a")
+    if name.startswith("quantize"):
+        assert ("E2M1" in opcodes) == (target in ("sm_100a", "sm_120a")), "the conversion instruction, where there is one"
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("scales_in", ["shared", "global"])
+def test_qk_on_sm_120a_is_all_block_scale_mma(head_dim, scales_in):
+    mix = assert_nothing_spilled(qk_kernel("blockscale", head_dim, "linear", scales_in), "sm_120a")
+    k_steps = -(-head_dim // 64)
+    assert mix.opcodes["OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X"] == 8 * k_steps == mix.mma
+
+
+def test_the_fullest_variants_keep_their_registers():
+    fullest = [
+        (rows_kernel("float32", "nvfp4", "four_over_six", "blocked_128x4", True, True), "sm_90a"),
+        (rows_kernel("float32", "mxfp4", "amax", "interleaved_64", False, False), "sm_80"),
+        (dequantize_tokens("float32", "mxfp4", "blocked_128x4", False), "sm_90a"),
+        (qk_kernel("dequant", 256, "blocked_128x4", "global", True), "sm_90a"),
+    ]
+    for compiled, target in fullest:
+        assert_nothing_spilled(compiled, target)
+
+
+def make_call(name, arguments):
+    """A kernel that calls one snippet with arguments read from memory and stores what it returns."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.types import numba_type
+
+    function = getattr(dev, name)
+    kinds = tuple(numba_type(kind) for kind in arguments)
+    # the snippet's parameters, each as an expression over the kernel's own
+    expressions = []
+    for position, kind in enumerate(arguments):
+        pointer = {"f32*": "f", "u32*": "u", "u8*": "b"}.get(kind)
+        constant = f"types.{kinds[position].name}(0)" if not pointer else ""
+        expressions.append(pointer or (constant if kind == "u16" else f"types.{kinds[position].name}(u[{position}])"))
+    result = "u[8] = types.uint32(" if name_returns(name) else "("
+    source = f"def call(f, u, b):\n    {result}function({', '.join(expressions)}))\n"
+    namespace = {"function": function, "types": types, "cuda": cuda}
+    exec(source, namespace)
+    return namespace["call"]
+
+
+def prototypes():
+    """Name, argument types and result type of every snippet, read off the declarations."""
+    import re
+    from pathlib import Path
+
+    import ptx_inline
+
+    text = (Path(ptx_inline.__file__).parent / "device.py").read_text()
+    text = text.replace("{_MMA}", "f32*, u32*, u32*, f32*")
+    for result, name, arguments in re.findall(r'f?"(\w+) (\w+)\(([^"]*)\)"', text):
+        yield name, tuple(part.strip() for part in arguments.split(",") if part.strip()), result
+
+
+PROTOTYPES = {name: (arguments, result) for name, arguments, result in prototypes() if name != "f"}
+
+
+def name_returns(name):
+    return PROTOTYPES[name][1] != "void"
+
+
+@pytest.mark.parametrize("name", PROTOTYPES)
+def test_every_snippet_assembles_for_the_oldest_target_that_has_it(name):
+    only_120a = ("mxf4nvf4", "f8f6f4", "b4x16")
+    target = "sm_120a" if any(part in name for part in only_120a) else "sm_80"
+    compiled = Kernel(make_call, ("f32*", "u32*", "u8*"), {"name": name, "arguments": PROTOTYPES[name][0]})
+    assert "call" in compiled.ptx(target)
+    assert_nothing_spilled(compiled, target)

@@ -1,0 +1,112 @@
+"""From Python to PTX, cubin and SASS without a GPU: what is inlined, what is not fused, what is refused."""
+
+import re
+
+import pytest
+
+from ptx_inline.toolchain import Kernel, instruction_mix
+from ptx_inline.toolchain.compiler import entry_name
+from ptx_inline.toolchain.disasm import InstructionMix
+
+
+def make_multiply_add(fused):
+    """Kernel ``y = a * b + c``, by operators or by the fma snippet."""
+    from numba import cuda
+
+    from ptx_inline import device as dev
+
+    fma = dev.fma_rn_f32
+
+    def multiply_add(a, b, c, y):
+        i = cuda.threadIdx.x
+        y[i] = fma(a[i], b[i], c[i]) if fused else a[i] * b[i] + c[i]
+
+    return multiply_add
+
+
+def make_nested():
+    """Kernel that calls a Numba device function, which calls a snippet."""
+    from numba import cuda
+
+    from ptx_inline import device as dev
+
+    convert = dev.cvt_f32_f16
+
+    @cuda.jit(device=True)
+    def widen(bits):
+        return convert(bits)
+
+    def nested(x, y):
+        y[cuda.threadIdx.x] = widen(x[cuda.threadIdx.x])
+
+    return nested
+
+
+def multiply_add(fused):
+    return Kernel(make_multiply_add, ("f32*",) * 4, {"fused": fused})
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a", "sm_120a"])
+def test_products_and_sums_are_fused_only_where_asked(cache_directory, target):
+    plain, fused = multiply_add(False), multiply_add(True)
+    assert instruction_mix(plain.sass(target)).count("FFMA") == 0
+    assert instruction_mix(plain.sass(target)).count("FMUL") == 1
+    assert instruction_mix(fused.sass(target)).count("FFMA") == 1
+    assert "fma.rn.f32" in fused.ptx(target)
+    assert "fma" not in plain.ptx(target)
+
+
+def test_snippets_are_inlined_into_the_final_ptx(cache_directory):
+    ptx = Kernel(make_nested, ("u16*", "f32*")).ptx("sm_120a")
+    assert ".target sm_120a" in ptx
+    assert "cvt.f32.f16" in ptx
+    assert not re.search(r"^\s*call", ptx, re.MULTILINE)
+    assert ".func" not in ptx
+
+
+def test_resources_and_name(cache_directory):
+    kernel = multiply_add(True)
+    resources = kernel.resources("sm_90a")
+    assert 0 < resources.registers <= 255
+    assert (resources.spill_store_bytes, resources.spill_load_bytes, resources.stack_bytes) == (0, 0, 0)
+    assert "multiply_add" in entry_name(kernel.cubin("sm_90a"))
+    assert kernel.name == f"{__name__}.make_multiply_add(fused=True)"
+    with pytest.raises(ValueError, match="exactly one kernel, got 0"):
+        entry_name(b"nothing")
+
+
+def test_launch_bounds_reach_the_assembler(cache_directory):
+    bounded = Kernel(make_multiply_add, ("f32*",) * 4, {"fused": True}, launch_bounds=(128, 2)).ptx("sm_90a")
+    assert re.search(r"\.maxntid\s+128", bounded)
+    assert re.search(r"\.minnctapersm\s+2", bounded)
+
+
+def test_an_instruction_that_the_target_lacks_is_named(cache_directory):
+    from nbfmha.kernels.probe import probe_kernel
+
+    for target in ("sm_90a", "sm_100a", "sm_120"):
+        with pytest.raises(Exception, match="mma kind::mxf4nvf4 needs sm_120a or sm_121a"):
+            probe_kernel("blockscale").cubin(target)
+
+
+LISTING = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 BRA `(.L_x_1) ;
+        /*0020*/               @P1 LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;
+        /*0030*/                   HMMA.16816.F32 R8, R4, R6, R8 ;
+        /*0040*/                   STL [R1], R8 ;
+        /*0050*/                   EXIT ;
+.L_x_1:
+        /*0060*/                   BRA `(.L_x_1);
+        /*0070*/                   NOP;
+"""
+
+
+def test_instruction_mix_counts_opcodes_without_padding():
+    mix = instruction_mix(LISTING)
+    assert mix.total == 6
+    assert mix.mma == 1
+    assert mix.local_memory == 1
+    assert mix.count("LDG") == 1
+    assert mix.opcodes["BRA"] == 1
+    assert instruction_mix("") == InstructionMix({})

@@ -1,0 +1,76 @@
+"""Arguments of a launch, checked before anything reaches the driver; no GPU needed."""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from ptx_inline.toolchain.launcher import ArgumentReader
+
+RANGES = {"i32": (-(2**31), 2**31 - 1), "i64": (-(2**63), 2**63 - 1), "u8": (0, 255), "u16": (0, 65535),
+          "u32": (0, 2**32 - 1), "u64": (0, 2**64 - 1)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RANGES)
+def test_integers_keep_their_value_or_are_refused(kind):
+    reader = ArgumentReader((kind,))
+    low, high = RANGES[kind]
+    for value in (low, high, 1):
+        _, _, (raw,) = reader.read((value,), None)
+        assert raw.value == value
+    for value in (low - 1, high + 1):
+        with pytest.raises(ValueError, match=rf"argument 0 must be in \[{low}, {high}\] for '{kind}', got {value}"):
+            reader.read((value,), None)
+    for value in (1.0, "1", None):
+        with pytest.raises(TypeError, match=f"argument 0 must be an integer for '{kind}'"):
+            reader.read((value,), None)
+
+
+def test_floats():
+    device, stream, raw = ArgumentReader(("f32", "f64")).read((1, 0.1), None)
+    assert (device, stream) == (None, None)
+    assert [type(value) for value in raw] == [ctypes.c_float, ctypes.c_double]
+    assert raw[1].value == 0.1
+    with pytest.raises(TypeError, match="argument 1 must be a number for 'f64', got str"):
+        ArgumentReader(("f32", "f64")).read((1, "2"), None)
+
+
+def test_addresses_pass_and_what_is_no_gpu_array_does_not():
+    reader = ArgumentReader(("u8*", "i32"))
+    assert reader.read((4096, 7), 5)[2][0] == 4096
+    assert reader.read((4096, 7), 5)[:2] == (None, 5)
+    for wrong in (np.zeros(3), [1], "x", None):
+        with pytest.raises(TypeError, match=r"pointer argument must be an address \(int\), a torch tensor or an array"):
+            reader.read((wrong, 7), None)
+    with pytest.raises(TypeError, match="the kernel takes 2 arguments, got 1"):
+        reader.read((4096,), None)
+
+
+class FakeTensor:
+    """As much of a torch tensor as a launch reads."""
+
+    def __init__(self, address, device):
+        self.data_ptr = lambda: address
+        self.get_device = lambda: device
+
+
+class FakeTorch:
+    """As much of torch as a launch asks for: the current stream of device d is 100 + d."""
+
+    Tensor = FakeTensor
+
+    class _C:
+        @staticmethod
+        def _cuda_getCurrentRawStream(device):
+            return 100 + device
+
+
+def test_torch_tensors_give_device_and_stream(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", FakeTorch)
+    reader = ArgumentReader(("u8*", "u8*"))
+    assert reader.read((FakeTensor(1, 2), FakeTensor(3, 2)), None) == (2, 102, [1, 3])
+    assert reader.read((FakeTensor(1, 2), 3), 9) == (2, 9, [1, 3])
+    with pytest.raises(ValueError, match="argument 1 must be on device 2 like those before it, got 0"):
+        reader.read((FakeTensor(1, 2), FakeTensor(3, 0)), None)
+    with pytest.raises(ValueError, match="argument 0 must be in GPU memory, got a CPU tensor"):
+        reader.read((FakeTensor(1, -1), 3), None)
