@@ -36,7 +36,7 @@ def new_figure(width: float, height: float, title: str | None = None) -> Figure:
 
 
 def title(axes: Axes, text: str) -> None:
-    """Write a figure's title, and smaller below it what it shows."""
+    """The title of one plot, at its left edge."""
     axes.set_title(text, loc="left", fontsize=10, color=INK)
 
 
