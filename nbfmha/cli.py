@@ -164,8 +164,10 @@ def bench(
     """Measure on this machine's GPU, beside the peers."""
     from importlib import import_module
 
-    if name not in ("quantize", "launch"):
-        _stop(f"benchmark must be quantize or launch, got {name!r}")
+    from nbfmha.bench import BENCHMARKS
+
+    if name not in BENCHMARKS:
+        _stop(f"benchmark must be {' or '.join(sorted(BENCHMARKS, reverse=True))}, got {name!r}")
     try:
         import_module(f"nbfmha.bench.{name}").main(json_path)
     except (RuntimeError, OSError) as error:
