@@ -127,19 +127,8 @@ def draw_quantized_matrix(values: np.ndarray, *, title: str, **options) -> Figur
     limit = float(np.quantile(np.abs(exact), 0.998))
     error_limit = float(np.quantile(np.abs(back - exact), 0.998))
     figure = style.new_figure(14, 4.6, f"{title}: relative RMSE {relative_rmse(back, exact):.4f}")
-    for axes, matrix, bound, what in zip(
-        figure.subplots(1, 3, sharey=True),
-        (exact, back, back - exact),
-        (limit, limit, error_limit),
-        ("values", "dequantised", "error"),
-        strict=True,
-    ):
-        image = axes.imshow(matrix, cmap=style.DIVERGING, vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
-        figure.colorbar(image, ax=axes, pad=0.02)
-        axes.set_xlabel("head_dim")
-        axes.tick_params(labelsize=8, length=2)
-        style.title(axes, what)
-    figure.axes[0].set_ylabel("token")
+    panels = (("values", exact, limit), ("dequantised", back, limit), ("error", back - exact, error_limit))
+    style.matrix_panels(figure, panels, row_name="token", col_name="head_dim")
     return figure
 
 

@@ -28,19 +28,9 @@ def draw_scores(got: np.ndarray, expected: np.ndarray, budget: np.ndarray | floa
     limit = float(np.quantile(np.abs(expected), 0.99)) or 1.0
     error_limit = 1.0 if budget is not None else worst or 1.0
     figure = style.new_figure(14, 4.4, f"{title}: {verdict}")
-    for axes, matrix, bound, what in zip(
-        figure.subplots(1, 3, sharey=True),
-        (got, expected, shown),
-        (limit, limit, error_limit),
-        ("scores", "float64", "error" if budget is None else "error as a share of its budget"),
-        strict=True,
-    ):
-        image = axes.imshow(matrix, cmap=style.DIVERGING, vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
-        figure.colorbar(image, ax=axes, pad=0.02)
-        axes.set_xlabel("key")
-        axes.tick_params(labelsize=8, length=2)
-        style.title(axes, what)
-    figure.axes[0].set_ylabel("query")
+    error_title = "error" if budget is None else "error as a share of its budget"
+    panels = (("scores", got, limit), ("float64", expected, limit), (error_title, shown, error_limit))
+    style.matrix_panels(figure, panels, row_name="query", col_name="key")
     if comparison.exact:
         rows, cols = expected.shape
         style.label_cell(figure.axes[2], (rows - 1) / 2, (cols - 1) / 2, "no error anywhere", size=11, colour=style.FAINT)

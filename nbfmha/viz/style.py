@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
@@ -43,6 +45,17 @@ def title(axes: Axes, text: str) -> None:
 def note(figure: Figure, text: str) -> None:
     """A line under the figure that says how to read it."""
     figure.supxlabel(text, x=0.01, ha="left", fontsize=8, color=FAINT)
+
+
+def matrix_panels(figure: Figure, panels: Sequence[tuple[str, np.ndarray, float]], *, row_name: str, col_name: str) -> None:
+    """Matrices side by side with one colour bar each, around zero. panels: (title, matrix, bound of the colours)."""
+    for axes, (text, matrix, bound) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
+        image = axes.imshow(matrix, cmap=DIVERGING, vmin=-bound, vmax=bound, aspect="auto", interpolation="nearest")
+        figure.colorbar(image, ax=axes, pad=0.02)
+        axes.set_xlabel(col_name)
+        axes.tick_params(labelsize=8, length=2)
+        title(axes, text)
+    figure.axes[0].set_ylabel(row_name)
 
 
 def label_cell(axes: Axes, row: float, col: float, text: str, *, size: float = 8, colour: str = INK) -> None:
