@@ -33,12 +33,12 @@ from ptx_inline.isa.instructions import Instruction, instruction
 
 #: Bit pattern of every NaN that an MMA returns.
 NAN_BITS = 0x7FFFFFFF
-# exponent of a zero: four of them, and any sum with real exponents, stay below every min_exponent and fit int16
-_ZERO_EXPONENT = -2000
+#: Exponent of a zero: four of them, and any sum with real exponents, stay below every min_exponent and fit int16.
+ZERO_EXPONENT = -2000
+#: Fields of the wide formats beside the sign: mantissa bits, exponent bits, bias.
+WIDE = {"f16": (10, 5, 15), "bf16": (7, 8, 127), "f32": (23, 8, 127)}
 # addends in flight at once; keeps the intermediate arrays in the cache of a core
 _ADDENDS_AT_ONCE = 1 << 17
-# sign, exponent and mantissa fields of the wide formats: mantissa bits, exponent bits, bias
-_WIDE = {"f16": (10, 5, 15), "bf16": (7, 8, 127), "f32": (23, 8, 127)}
 
 
 def to_containers(codes: np.ndarray, format: str) -> np.ndarray:
@@ -215,7 +215,7 @@ def _group_addends(a, b, scales_a, scales_b, group: int) -> tuple[np.ndarray, np
     )
     addends = dots * (sfa[:, :, :, None] * sfb[:, :, None, :])
     exponents = sfa_exponent[:, :, :, None] + sfb_exponent[:, :, None, :]
-    exponents[all_zero] = _ZERO_EXPONENT
+    exponents[all_zero] = ZERO_EXPONENT
     return np.ascontiguousarray(np.moveaxis(addends, 1, -1)), exponents.max(axis=1)
 
 
@@ -228,9 +228,24 @@ def _product_addends(a, a_exponent, b, b_exponent, scales_a, scales_b) -> tuple[
     return a[:, :, None, :] * b[:, None, :, :], exponents
 
 
+@functools.cache
+def code_table(format: str, element_bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Value (float64) and exponent (int16) of each code of ``element_bits`` bits, as an MMA reads it; read-only.
+
+    format: of A, B or the scales; element_bits: the instruction's (4, 8 or 16), so 8 for E2M1 is the container. Scales
+    are 8 bits.
+    """
+    codes = np.arange(1 << element_bits, dtype=np.uint16 if element_bits == 16 else np.uint8)
+    with np.errstate(invalid="ignore"):  # widening a signalling NaN is no error here
+        table = _decode(codes, format, element_bits == 8)
+    for array in table:
+        array.setflags(write=False)
+    return table
+
+
 def _decode(codes: np.ndarray, format: str, container: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Values (float64) and exponents (int16) of codes; in an 8-bit container E2M1 is read as E2M3."""
-    if format in _WIDE:
+    if format in WIDE:
         dtype = np.float16 if format == "f16" else np.float32
         bits = codes if format == "f16" else codes.astype(np.uint32) << np.uint32(16)
         values = bits.view(dtype).astype(np.float64)
@@ -247,15 +262,15 @@ def _tables(format: Format) -> tuple[np.ndarray, np.ndarray]:
     values = format.decode(codes).astype(np.float64)
     field = (codes.astype(np.int16) >> format.mantissa_bits) & ((1 << format.exponent_bits) - 1)
     exponents = np.maximum(field, 1 if format.has_zero else 0) - format.bias
-    exponents[values == 0] = _ZERO_EXPONENT
+    exponents[values == 0] = ZERO_EXPONENT
     return values, exponents.astype(np.int16)
 
 
 def _wide_exponent(bits: np.ndarray, is_zero: np.ndarray, format: str) -> np.ndarray:
     """Exponents (int16) of f16, bf16 or f32 bit patterns; subnormals have the smallest normal one."""
-    mantissa_bits, exponent_bits, bias = _WIDE[format]
+    mantissa_bits, exponent_bits, bias = WIDE[format]
     field = (bits >> bits.dtype.type(mantissa_bits)).astype(np.int16) & np.int16((1 << exponent_bits) - 1)
-    return np.where(is_zero, np.int16(_ZERO_EXPONENT), np.maximum(field, np.int16(1)) - np.int16(bias))
+    return np.where(is_zero, np.int16(ZERO_EXPONENT), np.maximum(field, np.int16(1)) - np.int16(bias))
 
 
 def _round_toward_zero(values: np.ndarray) -> np.ndarray:
