@@ -325,7 +325,7 @@ def _f32_nearest(op, x, y, z):
 @njit(nogil=True, error_model="numpy")
 def _is_exact(op):
     """Whether the operation is correctly rounded (and not an approximation or a choice of bits)."""
-    return op <= FFMA or op == FDIV or op == FRCP or op == FSQRT
+    return op <= FFMA or op in (FDIV, FRCP, FSQRT)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -562,14 +562,14 @@ def float_compare(comparison, ty, flags, a, b):
         return unordered
     if unordered:
         return comparison >= EQU
-    if comparison == EQ or comparison == EQU:
+    if comparison in (EQ, EQU):
         return x == y
-    if comparison == NE or comparison == NEU:
+    if comparison in (NE, NEU):
         return x != y
-    if comparison == LT or comparison == LTU:
+    if comparison in (LT, LTU):
         return x < y
-    if comparison == LE or comparison == LEU:
+    if comparison in (LE, LEU):
         return x <= y
-    if comparison == GT or comparison == GTU:
+    if comparison in (GT, GTU):
         return x > y
     return x >= y

@@ -1,6 +1,6 @@
 """What ``ldmatrix`` puts into a warp's registers, from the 16-byte rows that the lanes' addresses point at.
 
-Matrix ``r`` has the rows of lanes ``8 r .. 8 r + 7`` and becomes result register ``r``, in which lane ``l`` holds four bytes
+Matrix ``r`` has the rows of lanes ``8 r .. 8 r + 7`` and becomes result register ``r``: lane ``l`` holds four bytes
 of row ``l / 4``. Source: PTX ISA, "Warp-level matrix load instruction: ldmatrix".
 """
 

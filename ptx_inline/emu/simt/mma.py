@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ptx_inline.isa.arithmetic import NAN_BITS, WIDE, ZERO_EXPONENT, code_table
+from ptx_inline.isa.arithmetic import NAN_BITS, WIDE, code_table
 from ptx_inline.isa.fragments import fragment
 from ptx_inline.isa.instructions import INSTRUCTIONS, instruction
 
