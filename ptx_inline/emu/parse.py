@@ -27,8 +27,8 @@ _SPECIALS = re.compile(
     r"|total_smem_size|dynamic_smem_size|clock|clock64|smid|gridid|globaltimer)$|WARP_SZ$"
 )
 # directives whose arguments matter to ptxas or a debugger only, and not to what is computed
-_HINTS = {".maxntid", ".reqntid", ".minnctapersm", ".maxnreg", ".noreturn", ".pragma", ".maxclusterrank", ".blocksareclusters",
-          ".explicitcluster", ".reqnctapercluster", ".abi_preserve", ".abi_preserve_control"}  # fmt: skip
+_HINTS = {".maxntid", ".reqntid", ".minnctapersm", ".maxnreg", ".noreturn", ".pragma", ".maxclusterrank",
+    ".blocksareclusters", ".explicitcluster", ".reqnctapercluster", ".abi_preserve", ".abi_preserve_control"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class Instruction:
 
 @dataclass
 class Entry:
-    """A kernel: parameters in order, its own variables, registers by row, instructions, and where labels point."""
+    """A kernel: parameters in order, its own variables, registers by row, instructions, where labels point, and the
+    labels of each ``.branchtargets`` list."""
 
     name: str
     parameters: list[Variable]
@@ -112,6 +113,7 @@ class Entry:
     registers: list[Register] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)
+    tables: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -329,8 +331,14 @@ class _Parser:
             elif self.token in _HINTS:
                 self.skip_hint()
             elif self.kind == "word" and self.tokens[self.at + 1][1] == ":":
-                entry.labels[self.label(self.next())] = len(entry.instructions)
+                label = self.label(self.next())
+                entry.labels[label] = len(entry.instructions)
                 self.expect(":")
+                if self.accept(".branchtargets"):
+                    entry.tables[label] = [self.next()]
+                    while self.accept(","):
+                        entry.tables[label].append(self.next())
+                    self.expect(";")
             elif self.kind == "word" or self.token == "@":
                 entry.instructions.append(self.instruction())
             elif not self.accept(";"):

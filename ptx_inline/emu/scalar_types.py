@@ -41,3 +41,8 @@ COMPARISONS = {
     "eq": EQ, "ne": NE, "lt": LT, "le": LE, "gt": GT, "ge": GE, "lo": LT, "ls": LE, "hi": GT, "hs": GE,
     "equ": EQU, "neu": NEU, "ltu": LTU, "leu": LEU, "gtu": GTU, "geu": GEU, "num": NUM, "nan": ISNAN,
 }  # fmt: skip
+
+# Operations on integers and bits, of int_alu.
+(IMOV, IADD, ISUB, IMUL, IMAD, IAND, IOR, IXOR, INOT, ISHL, ISHR, ISELECT, IMULHI, IDIV, IREM, IMIN, IMAX, IABS, INEG,
+ ICNOT, IPRMT, ILOP3, IBFE, IBFI, IPOPC, ICLZ, IBREV, IBFIND, IBFIND_SHIFT, ISHF_LEFT, ISHF_RIGHT, ISAD, IADD_SAT, ISUB_SAT,
+ IDP4A, IMUL_WIDE, IMAD_WIDE, IMADHI, IBMSK) = range(39)  # fmt: skip

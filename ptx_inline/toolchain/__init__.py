@@ -1,8 +1,8 @@
 """From a Numba CUDA Python function to PTX, cubin, SASS and a launch, with or without a GPU.
 
 ``Kernel`` is the one object users need; the modules behind it have one duty each: ``targets`` names architectures,
-``compiler`` turns Python into LTO-IR and links it, ``cache`` keeps cubins on disk, ``disasm`` reads SASS, ``arrays``
-reads addresses off other libraries' arrays, ``launcher`` talks to the driver.
+``compiler`` turns Python into LTO-IR and links it, ``cache`` keeps cubins and PTX on disk, ``disasm`` reads SASS,
+``arrays`` reads addresses off other libraries' arrays, ``launcher`` talks to the driver.
 """
 
 from ptx_inline.toolchain.cache import cache_directory

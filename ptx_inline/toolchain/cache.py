@@ -1,4 +1,4 @@
-"""Cubins on disk, one file a kernel, named by a hash of all that decides its content.
+"""Cubins and PTX on disk, one file a kernel and kind, named by a hash of all that decides its content.
 
 Numba's own cache refuses kernels with linked files. Entries are written to a temporary file and moved into place, so
 that concurrent processes see a whole entry or none; a digest in the header makes a damaged entry a miss.
@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from importlib import metadata
@@ -21,7 +22,7 @@ from ptx_inline.toolchain.compiler import Resources
 
 _log = logging.getLogger("ptx_inline")
 
-# Everything that turns source into machine code.
+# Everything that turns source into PTX and machine code.
 _TOOLS = ("numba", "numba-cuda", "llvmlite", "nvidia-nvjitlink", "nvidia-nvjitlink-cu12", "nvidia-cuda-nvrtc",
           "nvidia-cuda-nvrtc-cu12", "nvidia-nvvm", "nvidia-cuda-nvcc-cu12")  # fmt: skip
 
@@ -56,38 +57,56 @@ def key(*parts: object) -> str:
 
 def load(entry_key: str) -> tuple[bytes, str, Resources] | None:
     """Cubin, kernel name and resources; ``None`` if the entry is missing or damaged."""
-    try:
-        content = _path(entry_key).read_bytes()
-    except OSError:
-        return None
-    try:
-        header, cubin = content.split(b"\n", 1)
-        fields = json.loads(header)
-        if fields["sha256"] == hashlib.sha256(cubin).hexdigest():
-            return cubin, fields["name"], Resources(**fields["resources"])
-    except (ValueError, KeyError, TypeError):
-        pass
-    _log.warning("damaged cache entry %s is compiled again", _path(entry_key))
-    return None
+    return _read(_path(entry_key, "cubin"), lambda header, cubin: (cubin, header["name"], Resources(**header["resources"])))
+
+
+def load_ptx(entry_key: str) -> str | None:
+    """PTX text; ``None`` if the entry is missing or damaged."""
+    return _read(_path(entry_key, "ptx"), lambda _, text: text.decode())
 
 
 def store(entry_key: str, cubin: bytes, name: str, resources: Resources) -> None:
-    """Write an entry; a directory that cannot be written to is logged and costs a compilation next time."""
-    header = {"name": name, "sha256": hashlib.sha256(cubin).hexdigest(), "resources": asdict(resources)}
-    target = _path(entry_key)
+    """Write a cubin; a directory that cannot be written to is logged and costs a compilation next time."""
+    _write(_path(entry_key, "cubin"), cubin, {"name": name, "resources": asdict(resources)})
+
+
+def store_ptx(entry_key: str, text: str) -> None:
+    """Write PTX text; as :func:`store`."""
+    _write(_path(entry_key, "ptx"), text.encode(), {})
+
+
+def _path(entry_key: str, kind: str) -> Path:
+    return cache_directory() / f"{entry_key}.{kind}"
+
+
+def _read(path: Path, parse: Callable[[dict, bytes], object]):
+    """What ``parse`` makes of an entry's header and content; ``None`` if the entry is missing or damaged."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+        entry = path.read_bytes()
+    except OSError:
+        return None
+    try:
+        line, content = entry.split(b"\n", 1)
+        header = json.loads(line)
+        if header["sha256"] == hashlib.sha256(content).hexdigest():
+            return parse(header, content)
+    except (ValueError, KeyError, TypeError):
+        pass
+    _log.warning("damaged cache entry %s is compiled again", path)
+    return None
+
+
+def _write(path: Path, content: bytes, about: dict) -> None:
+    header = {**about, "sha256": hashlib.sha256(content).hexdigest()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             try:
-                file.write(json.dumps(header).encode() + b"\n" + cubin)
+                file.write(json.dumps(header).encode() + b"\n" + content)
                 file.flush()
-                os.replace(file.name, target)
+                os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)
                 raise
     except OSError as error:
-        _log.warning("kernel cache %s is not usable: %s", target.parent, error)
-
-
-def _path(entry_key: str) -> Path:
-    return cache_directory() / f"{entry_key}.cubin"
+        _log.warning("kernel cache %s is not usable: %s", path.parent, error)

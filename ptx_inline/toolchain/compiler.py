@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import SimpleNamespace
 
 from ptx_inline.toolchain.targets import Target
@@ -38,7 +40,7 @@ def to_ltoir(
     from numba import cuda
     from numba.core import types
 
-    with _lock, _numba_compiles_for(target):
+    with _lock, _no_garbage_collection(), _numba_compiles_for(target):
         objects, _ = cuda.compile_all(
             function,
             types.void(*map(numba_type, signature)),
@@ -54,15 +56,36 @@ def to_ltoir(
 @contextmanager
 def _numba_compiles_for(target: Target):
     """Numba asks the current GPU for its architecture when a kernel calls a ``cuda.jit(device=True)`` function, which
-    fails without a driver and is the wrong architecture on another GPU; answer with the target meanwhile."""
+    fails without a driver and is the wrong architecture on another GPU; answer with the target meanwhile. It also has
+    NVRTC compile the same snippet files for every kernel, 20 to 30 ms each; let it do so once a target."""
     from numba.cuda import dispatcher
+    from numba.cuda.cudadrv import nvrtc
 
-    ask_driver = dispatcher.get_current_device
+    ask_driver, compile_source = dispatcher.get_current_device, nvrtc.compile
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=target.compute_capability)
+    nvrtc.compile = _remembering(compile_source)
     try:
         yield
     finally:
-        dispatcher.get_current_device = ask_driver
+        dispatcher.get_current_device, nvrtc.compile = ask_driver, compile_source
+
+
+#: ``functools.cache`` of a function: the same one, with the results so far, each time.
+_remembering = cache(cache)
+
+
+@contextmanager
+def _no_garbage_collection():
+    """What Numba allocates mostly lives until the kernel is done; walking it again and again takes about a tenth of the
+    compilation."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def link_ptx(ltoir: list[bytes], target: Target) -> str:

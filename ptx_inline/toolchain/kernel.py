@@ -23,7 +23,7 @@ class Kernel:
     """A GPU kernel, compiled at first use for each target and kept on disk.
 
     ``factory(**constants)`` returns the Python function to compile; what it closes over is a compile-time constant. It
-    imports ``numba.cuda`` inside, so that a process that finds its cubin in the cache never imports Numba.
+    imports ``numba.cuda`` inside, so that a process that finds its cubin or PTX in the cache never imports Numba.
 
     Args:
         factory: module-level function, or one defined in a notebook.
@@ -48,6 +48,7 @@ class Kernel:
         for name, value in self.constants.items():
             _check_constant(name, value)
         self._cubins: dict[Target, tuple[bytes, str, Resources]] = {}
+        self._ptx: dict[Target, str] = {}
         self._loaded: dict[int, LoadedKernel] = {}
         self._reader = ArgumentReader(self.signature)
 
@@ -63,9 +64,17 @@ class Kernel:
         return to_ltoir(function, self.signature, Target.parse(target), self.launch_bounds)
 
     def ptx(self, target: str | Target) -> str:
-        """The final PTX, with every snippet inlined."""
+        """The final PTX, with every snippet inlined; from the disk cache if it is there."""
         target = Target.parse(target)
-        return link_ptx(self.ltoir(target), target)
+        text = self._ptx.get(target)
+        if text is None:
+            key = self._cache_key(target, "ptx")
+            text = disk.load_ptx(key)
+            if text is None:
+                text = link_ptx(self.ltoir(target), target)
+                disk.store_ptx(key, text)
+            self._ptx[target] = text
+        return text
 
     def cubin(self, target: str | Target) -> bytes:
         """Machine code, from the disk cache if it is there."""
@@ -117,14 +126,7 @@ class Kernel:
     def _compiled(self, target: Target) -> tuple[bytes, str, Resources]:
         compiled = self._cubins.get(target)
         if compiled is None:
-            key = disk.key(
-                _source_digest(self.factory),
-                self.factory.__qualname__,
-                sorted(self.constants.items()),
-                self.signature,
-                self.launch_bounds,
-                target.name,
-            )
+            key = self._cache_key(target, "cubin")
             compiled = disk.load(key)
             if compiled is None:
                 cubin, resources = link_cubin(self.ltoir(target), target)
@@ -132,6 +134,17 @@ class Kernel:
                 disk.store(key, *compiled)
             self._cubins[target] = compiled
         return compiled
+
+    def _cache_key(self, target: Target, output: str) -> str:
+        return disk.key(
+            output,
+            _source_digest(self.factory),
+            self.factory.__qualname__,
+            sorted(self.constants.items()),
+            self.signature,
+            self.launch_bounds,
+            target.name,
+        )
 
 
 def _check_constant(name: str, value: object) -> None:

@@ -1,5 +1,6 @@
 """From Python to PTX, cubin and SASS without a GPU: what is inlined, what is not fused, what is refused."""
 
+import gc
 import re
 
 import pytest
@@ -87,6 +88,43 @@ def test_an_instruction_that_the_target_lacks_is_named(cache_directory):
     for target in ("sm_90a", "sm_100a", "sm_120"):
         with pytest.raises(Exception, match="mma kind::mxf4nvf4 needs sm_120a or sm_121a"):
             probe_kernel("blockscale").cubin(target)
+
+
+def test_numba_is_left_as_it_was_found(cache_directory):
+    from numba.cuda import dispatcher
+    from numba.cuda.cudadrv import nvrtc
+
+    from nbfmha.kernels.probe import probe_kernel
+
+    before = dispatcher.get_current_device, nvrtc.compile
+    assert gc.isenabled()
+    multiply_add(True).ltoir("sm_90a")
+    with pytest.raises(Exception, match="needs sm_120a"):
+        probe_kernel("blockscale").ltoir("sm_90a")
+    assert (dispatcher.get_current_device, nvrtc.compile) == before
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        multiply_add(True).ltoir("sm_90a")
+        assert not gc.isenabled(), "the caller's choice"
+    finally:
+        gc.enable()
+
+
+def test_a_snippet_file_is_compiled_once_a_target(cache_directory, monkeypatch):
+    from numba.cuda.cudadrv import nvrtc
+
+    compiled = []
+    compile_source = nvrtc.compile
+
+    def counting(source, name, cc, **options):
+        compiled.append((name, cc))
+        return compile_source(source, name, cc, **options)
+
+    monkeypatch.setattr(nvrtc, "compile", counting)
+    for target in ("sm_90a", "sm_80", "sm_90a"):
+        multiply_add(True).ltoir(target)
+    assert compiled == [("arith.cu", (9, 0, "a")), ("arith.cu", (8, 0))]
 
 
 LISTING = """

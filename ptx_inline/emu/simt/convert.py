@@ -14,7 +14,6 @@ from numba import njit
 from ptx_inline.emu.scalar_types import (
     BF16,
     BF16X2,
-    BITS,
     E2M1X2,
     E2M3X2,
     E3M2X2,
@@ -33,8 +32,6 @@ from ptx_inline.emu.scalar_types import (
     RP,
     RPI,
     RZ,
-    S8,
-    S64,
     SAT,
     SIGNED,
     U8,
@@ -52,6 +49,7 @@ from ptx_inline.emu.simt.floats import (
     round_magnitude,
     rounds_up,
 )
+from ptx_inline.emu.simt.integers import extend, is_signed, low_bits, width_of
 from ptx_inline.isa.formats import FORMATS
 
 # Rows E4M3X2 to UE8M0X2: mantissa bits, bias, code of the largest finite number, of NaN, sign bit, bits of a pair's half.
@@ -71,37 +69,16 @@ _FIELDS = np.array(
     np.int64,
 )
 _VALUES = np.array([np.resize(format.values, 256) for format in _SMALL], np.float64)  # bits above a code's are ignored
-_WIDTH = np.array(BITS, np.uint64)
-
-
-@njit(nogil=True, error_model="numpy")
-def _mask(width):
-    return (~U0) >> (np.uint64(64) - width)
-
-
-@njit(nogil=True, error_model="numpy")
-def _is_signed(ty):
-    return S8 <= ty <= S64
-
-
-@njit(nogil=True, error_model="numpy")
-def _extend(src, a):
-    """The 64-bit two's complement of an integer of ``src``."""
-    width = _WIDTH[src]
-    a &= _mask(width)
-    if _is_signed(src) and ((a >> (width - U1)) & U1) != U0:
-        a |= ~_mask(width)
-    return a
 
 
 @njit(nogil=True, error_model="numpy")
 def _int_to_int(src, dst, flags, a):
-    value = _extend(src, a)
-    mask = _mask(_WIDTH[dst])
+    value = extend(src, a)
+    mask = low_bits(width_of(dst))
     if (flags & SAT) != 0:
-        largest = mask >> U1 if _is_signed(dst) else mask
-        if _is_signed(src) and np.int64(value) < 0:
-            lowest = np.int64(~largest) if _is_signed(dst) else np.int64(0)
+        largest = mask >> U1 if is_signed(dst) else mask
+        if is_signed(src) and np.int64(value) < 0:
+            lowest = np.int64(~largest) if is_signed(dst) else np.int64(0)
             value = np.uint64(max(np.int64(value), lowest))
         else:
             value = min(value, largest)
@@ -110,8 +87,8 @@ def _int_to_int(src, dst, flags, a):
 
 @njit(nogil=True, error_model="numpy")
 def _int_to_float(src, dst, rounding, flags, a):
-    magnitude = _extend(src, a)
-    negative = _is_signed(src) and np.int64(magnitude) < 0
+    magnitude = extend(src, a)
+    negative = is_signed(src) and np.int64(magnitude) < 0
     if negative:
         magnitude = ~magnitude + U1
     shift = U0  # of the bits above float64's 53
@@ -152,22 +129,22 @@ def _float_to_int(src, dst, rounding, flags, a):
     if (flags & FTZ) != 0 and src == F32:
         a = flush(a, src)
     value = float_value(a, src)
-    width = _WIDTH[dst]
+    width = width_of(dst)
     highest = U1 << (width - U1)
     if value != value:
         return highest if src == F64 or width == np.uint64(64) else U0
     value = to_integral(value, rounding)
-    if _is_signed(dst):
+    if is_signed(dst):
         limit = np.float64(highest)
         if value >= limit:
             return highest - U1
         if value <= -limit:
             return highest
-        return np.uint64(np.int64(value)) & _mask(width)
+        return np.uint64(np.int64(value)) & low_bits(width)
     if value <= 0.0:
         return U0
     if value >= 2.0 * np.float64(highest):
-        return _mask(width)
+        return low_bits(width)
     if value >= 2.0**63:
         return np.uint64(np.int64(value - 2.0**63)) | (U1 << np.uint64(63))
     return np.uint64(np.int64(value))
@@ -230,7 +207,7 @@ def _half_value(src, a, b, upper):
     if src == F32:
         return float_value(a if upper else b, F32)
     width = _half_width(src)
-    bits = (a >> width if upper else a) & _mask(width)
+    bits = (a >> width if upper else a) & low_bits(width)
     if src >= E4M3X2:
         return decode_small(bits, src)
     return float_value(bits, F16 if src == F16X2 else BF16)

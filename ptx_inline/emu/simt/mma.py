@@ -24,14 +24,14 @@ from ptx_inline.isa.instructions import INSTRUCTIONS, instruction
 # columns of MmaTables.numbers, and their positions
 _FIELDS = (
     *("k", "element_bits", "group", "fraction_bits", "min_exponent"),
-    *("sf_vec_size", "scales", "thread_ids_a", "thread_ids_b"),
+    *("sf_vec_size", "scales", "thread_ids_a", "thread_ids_b", "byte_ids"),
     *("a_table", "b_table", "sf_table"),
     *("a_map", "b_map", "c_map", "sfa_map", "sfb_map"),
 )
 _K, _ELEMENT_BITS, _GROUP, _FRACTION_BITS, _MIN_EXPONENT = range(5)
-_SF_VEC_SIZE, _SCALES, _THREAD_IDS_A, _THREAD_IDS_B = range(5, 9)
-_A_TABLE, _B_TABLE, _SF_TABLE = range(9, 12)
-_A_MAP, _B_MAP, _C_MAP, _SFA_MAP, _SFB_MAP = range(12, 17)
+_SF_VEC_SIZE, _SCALES, _THREAD_IDS_A, _THREAD_IDS_B, _BYTE_IDS = range(5, 10)
+_A_TABLE, _B_TABLE, _SF_TABLE = range(10, 13)
+_A_MAP, _B_MAP, _C_MAP, _SFA_MAP, _SFB_MAP = range(13, 18)
 
 # every MMA has the same M and N, so these are constants of the compiled code
 ((_M, _N),) = {description.shape[:2] for description in INSTRUCTIONS.values()}
@@ -94,6 +94,7 @@ def mma_table(key: str, a_format: str | None = None, b_format: str | None = None
         "scales": description.scales_per_row,
     }
     if sf_format is not None:
+        numbers["byte_ids"] = sum(1 << byte_id for byte_id in description.byte_ids)
         tables["sf_table"] = _narrow_table(sf_format, 8)
         for operand, thread_ids in (("A", description.thread_ids_a), ("B", description.thread_ids_b)):
             numbers[f"thread_ids_{operand.lower()}"] = max(thread_ids) + 1
@@ -263,6 +264,16 @@ def _add_products(numbers, tables, a, b, sfa, sfa_exponent, sfb, sfb_exponent, e
         for i in range(k):
             for n in range(_N):
                 total[m, n] += np.trunc(row[i] * columns[i, n] * units[n])
+
+
+@njit(nogil=True, error_model="numpy")
+def selector_allowed(numbers, which, value):
+    """Whether the instruction takes this byte_id_a, thread_id_a, byte_id_b or thread_id_b (``which`` 0 to 3)."""
+    if which == 1:
+        return value < numbers[_THREAD_IDS_A]
+    if which == 3:
+        return value < numbers[_THREAD_IDS_B]
+    return value < 4 and ((numbers[_BYTE_IDS] >> value) & 1) != 0
 
 
 @njit(nogil=True, error_model="numpy")

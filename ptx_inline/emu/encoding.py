@@ -1,0 +1,73 @@
+"""The numbers that :mod:`ptx_inline.emu.decode` writes into a program and the compiled core reads.
+
+An instruction is a row of int64 columns. Operands are rows of the register file: a warp's file holds its registers, then
+the program's constants and special registers, so that reading an operand never asks what it is.
+"""
+
+from __future__ import annotations
+
+# Columns of an instruction.
+(KIND, OP, TYPE, SRC_TYPE, FLAGS, ROUND, GUARD, GUARD_NEGATED, DST, DST2, A, B, C, D, AUX, AUX2, LIST, COUNT, SPACE, OFFSET,
+ LINE) = range(21)  # fmt: skip
+COLUMNS = 21
+NO_ROW = -1
+
+# Kinds, by what executes them.
+(INT, FLOAT, CONVERT, COMPARE, PACK, UNPACK, LOCATE, CLOCK, NOP,  # lane by lane
+ LOAD, STORE, ATOMIC, CP_ASYNC,  # memory, lane by lane
+ CP_ASYNC_COMMIT, CP_ASYNC_WAIT, CP_ASYNC_MBARRIER, FENCE,
+ LDMATRIX, STMATRIX, MMA, SHUFFLE, VOTE, MATCH, REDUCE, ELECT, ACTIVE_MASK, WARP_SYNC,  # a warp together
+ BARRIER, MBARRIER, BULK_COPY, BULK_COMMIT, BULK_WAIT,
+ BRANCH, BRANCH_INDEXED, JUMP, EXIT, TRAP) = range(37)  # fmt: skip
+
+#: Kind -> class in a profile.
+CLASSES = {
+    INT: "integer", FLOAT: "float", CONVERT: "conversion", COMPARE: "compare", PACK: "move", UNPACK: "move",
+    LOCATE: "integer", CLOCK: "other", NOP: "other", LOAD: "load", STORE: "store", ATOMIC: "atomic", CP_ASYNC: "cp.async",
+    CP_ASYNC_COMMIT: "cp.async", CP_ASYNC_WAIT: "cp.async", CP_ASYNC_MBARRIER: "cp.async", FENCE: "synchronisation",
+    LDMATRIX: "ldmatrix", STMATRIX: "stmatrix", MMA: "mma", SHUFFLE: "warp", VOTE: "warp", MATCH: "warp", REDUCE: "warp",
+    ELECT: "warp", ACTIVE_MASK: "warp", WARP_SYNC: "synchronisation", BARRIER: "synchronisation",
+    MBARRIER: "synchronisation", BULK_COPY: "bulk copy", BULK_COMMIT: "bulk copy", BULK_WAIT: "bulk copy",
+    BRANCH: "branch", BRANCH_INDEXED: "branch", EXIT: "branch", TRAP: "branch",
+}  # fmt: skip
+#: Kinds that lanes execute together: PTX names a member mask, or says ``.aligned``.
+CONVERGENT = (LDMATRIX, STMATRIX, MMA, SHUFFLE, VOTE, MATCH, REDUCE, ELECT, WARP_SYNC, BARRIER)
+
+# State spaces. A generic address is one of the windows or global.
+GLOBAL, SHARED, LOCAL, PARAM, GENERIC = range(5)
+SPACES = ("global", "shared", "local", "param", "generic")
+#: First generic address of the shared and of the local window, each of 2^32 bytes; buffer i of global memory begins at
+#: (i + 1) 2^32, so that an address beside a buffer is no address of another.
+SHARED_WINDOW, LOCAL_WINDOW = 0x7FFE << 32, 0x7FFF << 32
+
+# Flags of a memory access: ordered by the memory model (volatile, relaxed, acquire, release), read-only path.
+STRONG, READ_ONLY, ACQUIRE, RELEASE = 1, 2, 4, 8
+
+# Atomic operations.
+(ATOM_ADD, ATOM_MIN, ATOM_MAX, ATOM_AND, ATOM_OR, ATOM_XOR, ATOM_EXCHANGE, ATOM_CAS, ATOM_INC, ATOM_DEC) = range(10)
+
+# How setp joins its comparison with a third predicate; how set writes true.
+COMBINE_NONE, COMBINE_AND, COMBINE_OR, COMBINE_XOR = range(4)
+TRUE_PREDICATE, TRUE_MASK, TRUE_ONE = range(3)
+
+SHUFFLE_UP, SHUFFLE_DOWN, SHUFFLE_BUTTERFLY, SHUFFLE_INDEX = range(4)
+VOTE_ALL, VOTE_ANY, VOTE_UNIFORM, VOTE_BALLOT = range(4)
+REDUCE_ADD, REDUCE_MIN, REDUCE_MAX, REDUCE_AND, REDUCE_OR, REDUCE_XOR = range(6)
+BARRIER_SYNC, BARRIER_ARRIVE, BARRIER_POPC, BARRIER_AND, BARRIER_OR = range(5)
+(MBARRIER_INIT, MBARRIER_INVALIDATE, MBARRIER_ARRIVE, MBARRIER_ARRIVE_DROP, MBARRIER_EXPECT, MBARRIER_ARRIVE_EXPECT,
+ MBARRIER_TEST, MBARRIER_TEST_PARITY) = range(8)  # fmt: skip
+BULK_TO_SHARED, BULK_TO_GLOBAL = range(2)
+LOCATE_IS_SHARED, LOCATE_IS_LOCAL, LOCATE_IS_GLOBAL = range(3)
+
+# Special registers, filled in when a warp starts.
+SPECIALS = {
+    name: number
+    for number, name in enumerate(
+        (
+            *(f"%{base}.{axis}" for base in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"),
+            *("%laneid", "%warpid", "%nwarpid", "%smid", "%gridid", "%total_smem_size", "%dynamic_smem_size", "WARP_SZ"),
+            *(f"%lanemask_{name}" for name in ("eq", "lt", "le", "gt", "ge")),
+        )
+    )
+}
+CLOCKS = ("%clock", "%clock64", "%globaltimer")

@@ -1,0 +1,601 @@
+"""The interpreter: one warp until it waits, one CTA until it ends, CTA after CTA.
+
+The lanes of a warp that stand at the lowest program counter run, until they reach where others wait, part, or end; blocks
+are laid out so that this brings diverged lanes together again (:mod:`ptx_inline.emu.flow`). Lanes that must execute an
+instruction together wait for each other there; if the ones still missing can no longer come, that is an error.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from ptx_inline.emu import encoding as enc
+from ptx_inline.emu.scalar_types import (
+    F16,
+    F32,
+    FADD,
+    FFMA,
+    FMUL,
+    IADD,
+    IAND,
+    IMOV,
+    RN,
+)
+from ptx_inline.emu.simt import accesses, barriers, together
+from ptx_inline.emu.simt import state as s
+from ptx_inline.emu.simt.convert import convert
+from ptx_inline.emu.simt.floats import f32_bits, f32_value, float_alu, float_compare, fused
+from ptx_inline.emu.simt.integers import extend, int_alu, int_compare, is_signed, low_bits
+from ptx_inline.emu.simt.memory import fail
+
+_ALL = np.int64(0xFFFFFFFF)
+_FAR = np.int64(1) << 62
+_SLICE = 1 << 14  # instructions of a warp before the next one's turn
+_SPINS = 1 << 12  # backward branches after which waiting lanes of the same warp get a turn
+_TURN = 1 << 10
+_U0, _U1 = np.uint64(0), np.uint64(1)
+_NAN_F32 = np.uint64(0x7FFFFFFF)
+_SHARED_HIGH, _LOCAL_HIGH = np.uint64(enc.SHARED_WINDOW >> 32), np.uint64(enc.LOCAL_WINDOW >> 32)
+_GOING = -2  # run_warp: nothing to report yet
+
+
+@njit(nogil=True, error_model="numpy")
+def _popcount(mask):
+    x = np.uint64(mask)
+    x -= (x >> _U1) & np.uint64(0x55555555)
+    x = (x & np.uint64(0x33333333)) + ((x >> np.uint64(2)) & np.uint64(0x33333333))
+    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F)
+    return np.int64(((x * np.uint64(0x01010101)) >> np.uint64(24)) & np.uint64(0xFF))
+
+
+@njit(nogil=True, error_model="numpy")
+def _integers(row, regs, base, mask):
+    op, ty, aux = row[enc.OP], row[enc.TYPE], row[enc.AUX]
+    a, b = base + row[enc.A] * 32, base + max(row[enc.B], 0) * 32
+    c, d = base + max(row[enc.C], 0) * 32, base + max(row[enc.D], 0) * 32
+    target = base + row[enc.DST] * 32
+    if mask == _ALL and op in (IMOV, IADD, IAND):  # the common ones in a form that the compiler can vectorise
+        bits = low_bits(np.uint64(64)) if op == IAND else int_alu(IMOV, ty, 0, ~_U0, _U0, _U0, _U0)
+        x, y, z = regs[a : a + 32], regs[b : b + 32], regs[target : target + 32]
+        if op == IADD:
+            for lane in range(32):
+                z[lane] = (x[lane] + y[lane]) & bits
+        elif op == IAND:
+            for lane in range(32):
+                z[lane] = x[lane] & y[lane]
+        else:
+            for lane in range(32):
+                z[lane] = x[lane] & bits
+        return
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            regs[target + lane] = int_alu(op, ty, aux, regs[a + lane], regs[b + lane], regs[c + lane], regs[d + lane])
+
+
+@njit(nogil=True, error_model="numpy")
+def _floats(row, regs, base, mask):
+    op, ty, flags, rounding = row[enc.OP], row[enc.TYPE], row[enc.FLAGS], row[enc.ROUND]
+    a, b, c = base + row[enc.A] * 32, base + max(row[enc.B], 0) * 32, base + max(row[enc.C], 0) * 32
+    target = base + row[enc.DST] * 32
+    if ty == F32 and flags == 0 and rounding == RN and op in (FADD, FMUL, FFMA):
+        for lane in range(32):
+            if (mask >> lane) & 1:
+                x, y = f32_value(regs[a + lane]), f32_value(regs[b + lane])
+                if op == FADD:
+                    value = x + y
+                elif op == FMUL:
+                    value = x * y
+                else:
+                    value = fused(x, y, f32_value(regs[c + lane]))
+                regs[target + lane] = f32_bits(value) if value == value else _NAN_F32
+        return
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            regs[target + lane] = float_alu(op, ty, flags, rounding, regs[a + lane], regs[b + lane], regs[c + lane])
+
+
+@njit(nogil=True, error_model="numpy")
+def _conversions(row, regs, base, mask):
+    ty, src, flags, rounding = row[enc.TYPE], row[enc.SRC_TYPE], row[enc.FLAGS], row[enc.ROUND]
+    a, b, target = base + row[enc.A] * 32, base + max(row[enc.B], 0) * 32, base + row[enc.DST] * 32
+    wider = is_signed(ty)
+    register = low_bits(np.uint64(row[enc.AUX]))
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            value = convert(src, ty, rounding, flags, regs[a + lane], regs[b + lane])
+            regs[target + lane] = extend(ty, value) & register if wider else value
+
+
+@njit(nogil=True, error_model="numpy")
+def _comparisons(row, regs, base, mask):
+    op, ty, flags = row[enc.OP], row[enc.TYPE], row[enc.FLAGS]
+    a, b, c = base + row[enc.A] * 32, base + row[enc.B] * 32, base + max(row[enc.C], 0) * 32
+    combine, negated, truth = row[enc.AUX], row[enc.AUX2] != 0, row[enc.ROUND]
+    one = _U1
+    if truth == enc.TRUE_MASK:
+        one = np.uint64(0xFFFFFFFF)
+    elif truth == enc.TRUE_ONE:
+        one = np.uint64(0x3F800000)
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            x, y = regs[a + lane], regs[b + lane]
+            p = float_compare(op, ty, flags, x, y) if ty >= F16 else int_compare(op, ty, x, y)
+            q = not p
+            other = (regs[c + lane] != _U0) != negated
+            if combine == enc.COMBINE_AND:
+                p, q = p and other, q and other
+            elif combine == enc.COMBINE_OR:
+                p, q = p or other, q or other
+            elif combine == enc.COMBINE_XOR:
+                p, q = p != other, q != other
+            if row[enc.DST] >= 0:
+                regs[base + row[enc.DST] * 32 + lane] = one if p else _U0
+            if row[enc.DST2] >= 0:
+                regs[base + row[enc.DST2] * 32 + lane] = _U1 if q else _U0
+
+
+@njit(nogil=True, error_model="numpy")
+def _moves(row, lists, regs, base, mask, steps):
+    """PACK, UNPACK, LOCATE and CLOCK."""
+    kind, width, start = row[enc.KIND], np.uint64(row[enc.AUX]), row[enc.LIST]
+    for lane in range(32):
+        if not (mask >> lane) & 1:
+            continue
+        if kind == enc.PACK:
+            value = _U0
+            for k in range(row[enc.COUNT]):
+                part = regs[base + lists[start + k] * 32 + lane] & low_bits(width)
+                value |= part << (width * np.uint64(k))
+            regs[base + row[enc.DST] * 32 + lane] = value
+        elif kind == enc.UNPACK:
+            value = regs[base + row[enc.A] * 32 + lane]
+            for k in range(row[enc.COUNT]):
+                if lists[start + k] >= 0:
+                    part = (value >> (width * np.uint64(k))) & low_bits(width)
+                    regs[base + lists[start + k] * 32 + lane] = part
+        elif kind == enc.CLOCK:
+            regs[base + row[enc.DST] * 32 + lane] = np.uint64(steps) & low_bits(width)
+        else:
+            high = regs[base + row[enc.A] * 32 + lane] >> np.uint64(32)
+            if row[enc.OP] == enc.LOCATE_IS_SHARED:
+                inside = high == _SHARED_HIGH
+            elif row[enc.OP] == enc.LOCATE_IS_LOCAL:
+                inside = high == _LOCAL_HIGH
+            else:
+                inside = high not in (_SHARED_HIGH, _LOCAL_HIGH)
+            regs[base + row[enc.DST] * 32 + lane] = np.uint64(inside)
+
+
+@njit(nogil=True, error_model="numpy")
+def _memory(launch, worker, pc, warp, mask):
+    """Instructions that touch memory, lane by lane; False after an error."""
+    row = launch.code[pc]
+    kind = row[enc.KIND]
+    if kind == enc.LOAD:
+        return accesses.load(launch, worker, pc, warp, mask)
+    if kind == enc.STORE:
+        return accesses.store(launch, worker, pc, warp, mask)
+    if kind == enc.ATOMIC:
+        return accesses.atomic(launch, worker, pc, warp, mask)
+    if kind == enc.CP_ASYNC:
+        return accesses.cp_async(launch, worker, pc, warp, mask)
+    if kind == enc.CP_ASYNC_WAIT:
+        return accesses.cp_async_wait(launch, worker, warp, mask, row[enc.AUX])
+    if kind in (enc.CP_ASYNC_COMMIT, enc.BULK_COMMIT):
+        for lane in range(32):
+            worker.groups[warp, lane] += (mask >> lane) & 1
+        return True
+    if kind == enc.FENCE:
+        worker.warps[warp, s.FENCED] = 1
+        return True
+    if kind == enc.BULK_COPY:
+        return accesses.bulk_copy(launch, worker, pc, warp, mask)
+    if kind == enc.BULK_WAIT:
+        return accesses.bulk_wait(launch, worker, warp, mask, row[enc.AUX])
+    # CP_ASYNC_MBARRIER: the lane's copies arrive, then it does
+    if not accesses.cp_async_wait(launch, worker, warp, mask, -1):
+        return False
+    base = (warp * launch.numbers[s.ROWS] + row[enc.A]) * 32
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            address = worker.regs[base + lane] + np.uint64(row[enc.OFFSET])
+            index = np.int64(address & np.uint64(0xFFFFFFFF))
+            if not barriers.copies_arrive_on(worker, pc, warp, lane, index, row[enc.AUX] != 0):
+                return False
+    return True
+
+
+@njit(nogil=True, error_model="numpy")
+def _together(launch, worker, pc, warp, mask):
+    """Instructions that lanes execute together, all there. READY, BLOCKED, or -1 after an error."""
+    kind = launch.code[pc, enc.KIND]
+    good = True
+    if kind == enc.MMA:
+        good = together.mma(launch, worker, pc, warp)
+    elif kind == enc.LDMATRIX:
+        good = together.ldmatrix(launch, worker, pc, warp)
+    elif kind == enc.STMATRIX:
+        good = together.stmatrix(launch, worker, pc, warp)
+    elif kind == enc.SHUFFLE:
+        good = together.shuffle(launch, worker, pc, warp, mask)
+    elif kind == enc.VOTE:
+        together.vote(launch, worker, pc, warp, mask)
+    elif kind == enc.MATCH:
+        together.match(launch, worker, pc, warp, mask)
+    elif kind == enc.REDUCE:
+        together.reduce(launch, worker, pc, warp, mask)
+    elif kind == enc.ELECT:
+        together.elect(launch, worker, pc, warp, mask)
+    elif kind == enc.WARP_SYNC:
+        worker.clocks[warp] += 1
+    else:
+        return barriers.barrier(launch, worker, pc, warp, mask)
+    return s.READY if good else -1
+
+
+@njit(nogil=True, error_model="numpy")
+def _assemble(launch, worker, pc, warp, mask, live):
+    """Lanes that execute a convergent instruction now, once ``mask`` has arrived: 0 to wait, -1 after an error."""
+    kind = launch.code[pc, enc.KIND]
+    cta = worker.control[s.CTA]
+    waiting = worker.warps[warp, s.WAITING]
+    if kind in (enc.MMA, enc.LDMATRIX, enc.STMATRIX):
+        if live != _ALL:
+            fail(worker.error, s.LANES_GONE, pc, cta, warp, -1, 0, 0, _ALL & ~live, 0)
+            return np.int64(-1)
+        needed = _ALL
+    elif kind == enc.BARRIER:
+        needed = live
+    else:
+        members = together.member_mask(launch, worker, pc, warp, mask)
+        if members < 0:
+            return np.int64(-1)
+        needed = members & live
+    here = mask
+    for lane in range(32):
+        if (waiting >> lane) & 1 and worker.pcs[warp, lane] == pc:
+            here |= np.int64(1) << lane
+    if here & needed != needed:
+        return np.int64(0)
+    if kind not in (enc.MMA, enc.LDMATRIX, enc.STMATRIX, enc.BARRIER) and not together.same_members(
+        launch, worker, pc, warp, needed, live
+    ):
+        return np.int64(-1)
+    worker.warps[warp, s.WAITING] = waiting & ~needed
+    return needed
+
+
+@njit(nogil=True, error_model="numpy")
+def _park(pcs, mask, pc):
+    for lane in range(32):
+        if (mask >> lane) & 1:
+            pcs[lane] = pc
+
+
+@njit(nogil=True, error_model="numpy")
+def run_warp(launch, worker, warp):
+    """Run a warp until it waits, ends, has had its turn, fails (-1) or comes to a breakpoint (-3); else its state."""
+    code, regs, counts = launch.code, worker.regs, worker.counts
+    pcs = worker.pcs[warp]
+    base = warp * launch.numbers[s.ROWS] * 32
+    limit = launch.numbers[s.LIMIT]
+    budget = _SLICE
+    spins, turn = 0, 0
+    steps = worker.control[s.STEPS]
+    while True:
+        # the lanes at the lowest program counter
+        live = _ALL & ~worker.warps[warp, s.EXITED]
+        runnable = live & ~worker.warps[warp, s.WAITING]
+        worker.control[s.STEPS] = steps
+        if live == 0:
+            return s.DONE
+        if runnable == 0:
+            lane = 0
+            while not (worker.warps[warp, s.WAITING] >> lane) & 1:
+                lane += 1
+            here = np.int64(0)
+            for other in range(32):
+                here |= np.int64((live >> other) & 1 and pcs[other] == pcs[lane]) << other
+            fail(
+                worker.error, s.NOT_TOGETHER, pcs[lane], worker.control[s.CTA], warp, lane, 0, 0, here, live & ~here
+            )
+            return -1
+        if budget <= 0:
+            return s.READY
+        pc, following = _FAR, _FAR
+        avoid = np.int64(0)
+        if spins > _SPINS:  # the lowest lanes seem to wait for the others
+            spins, turn = 0, _TURN
+            lowest = _FAR
+            for lane in range(32):
+                if (runnable >> lane) & 1:
+                    lowest = min(lowest, pcs[lane])
+            for lane in range(32):
+                if (runnable >> lane) & 1 and pcs[lane] == lowest:
+                    avoid |= np.int64(1) << lane
+            if avoid == runnable:
+                avoid = np.int64(0)
+        mask = np.int64(0)
+        for lane in range(32):
+            if ((runnable & ~avoid) >> lane) & 1:
+                if pcs[lane] < pc:
+                    pc, following = pcs[lane], pc
+                    mask = np.int64(1) << lane
+                elif pcs[lane] == pc:
+                    mask |= np.int64(1) << lane
+                else:
+                    following = min(following, pcs[lane])
+        while True:
+            if pc >= following or budget <= 0:
+                _park(pcs, mask, pc)
+                break
+            if turn > 0:
+                turn -= 1
+                if turn == 0:
+                    _park(pcs, mask, pc)
+                    break
+            if launch.breaks[pc] != 0 and worker.control[s.RESUMED] == 0:
+                _park(pcs, mask, pc)
+                worker.control[s.STEPS] = steps
+                worker.control[s.STOPPED_MASK] = mask
+                return -3
+            worker.control[s.RESUMED] = 0
+            row = code[pc]
+            kind = row[enc.KIND]
+            if kind == enc.JUMP:
+                pc = row[enc.AUX]
+                continue
+            active = mask
+            if row[enc.GUARD] >= 0:
+                guard = base + row[enc.GUARD] * 32
+                true = np.int64(0)
+                for lane in range(32):
+                    true |= np.int64(regs[guard + lane] & _U1) << lane
+                active = mask & (~true if row[enc.GUARD_NEGATED] else true)
+            counts[pc, s.ISSUED] += 1
+            counts[pc, s.LANES] += _popcount(active)
+            steps += 1
+            budget -= 1
+            if steps > limit:
+                fail(worker.error, s.TOO_LONG, pc, worker.control[s.CTA], warp, -1, 0, 0, limit, 0)
+                return -1
+            if active == 0:
+                pc += 1
+            elif kind == enc.INT:
+                _integers(row, regs, base, active)
+                pc += 1
+            elif kind == enc.FLOAT:
+                _floats(row, regs, base, active)
+                pc += 1
+            elif kind == enc.CONVERT:
+                _conversions(row, regs, base, active)
+                pc += 1
+            elif kind == enc.COMPARE:
+                _comparisons(row, regs, base, active)
+                pc += 1
+            elif kind <= enc.CLOCK:
+                _moves(row, launch.lists, regs, base, active, steps)
+                pc += 1
+            elif kind == enc.NOP:
+                pc += 1
+            elif kind <= enc.FENCE or kind in (enc.BULK_COPY, enc.BULK_COMMIT, enc.BULK_WAIT):
+                if not _memory(launch, worker, pc, warp, active):
+                    return -1
+                pc += 1
+            elif kind == enc.ACTIVE_MASK:
+                for lane in range(32):
+                    if (active >> lane) & 1:
+                        regs[base + row[enc.DST] * 32 + lane] = np.uint64(active)
+                pc += 1
+            elif kind == enc.BRANCH:
+                target = row[enc.AUX]
+                if target <= pc and following != _FAR:
+                    spins += 1
+                    if spins > _SPINS:
+                        _park(pcs, mask, pc + 1)
+                        _park(pcs, active, target)
+                        break
+                if active == mask:
+                    pc = target
+                else:
+                    _park(pcs, mask, pc + 1)
+                    _park(pcs, active, target)
+                    break
+            elif kind == enc.EXIT:
+                worker.warps[warp, s.EXITED] |= active
+                worker.control[s.EVENTS] += 1
+                _park(pcs, mask, pc + 1)
+                break
+            elif kind == enc.BRANCH_INDEXED:
+                _park(pcs, mask, pc + 1)
+                for lane in range(32):
+                    if (active >> lane) & 1:
+                        choice = np.int64(regs[base + row[enc.A] * 32 + lane])
+                        if choice >= row[enc.COUNT]:
+                            fail(
+                                worker.error, s.BAD_BRANCH, pc, worker.control[s.CTA], warp, lane, 0, 0, choice,
+                                row[enc.COUNT],
+                            )  # fmt: skip
+                            return -1
+                        pcs[lane] = launch.lists[row[enc.LIST] + choice]
+                break
+            elif kind == enc.MBARRIER:
+                _park(pcs, mask, pc + 1)
+                state = barriers.mbarrier(launch, worker, pc, warp, active)
+                if state != s.READY:
+                    worker.control[s.STEPS] = steps
+                    return state
+                pc += 1
+            elif kind == enc.TRAP:
+                fail(worker.error, s.TRAPPED, pc, worker.control[s.CTA], warp, -1, 0, 0, active, 0)
+                return -1
+            else:  # together
+                _park(pcs, mask, pc + 1)
+                ready = _assemble(launch, worker, pc, warp, active, live)
+                if ready < 0:
+                    return -1
+                if ready == 0:
+                    _park(pcs, active, pc)
+                    worker.warps[warp, s.WAITING] |= active
+                    break
+                state = _together(launch, worker, pc, warp, ready)
+                _park(pcs, ready, pc + 1)
+                if state != s.READY:
+                    worker.control[s.STEPS] = steps
+                    return state
+                if ready == mask:
+                    pc += 1
+                else:
+                    break
+
+
+@njit(nogil=True, error_model="numpy")
+def _special(numbers, cta, warp, lane, code):
+    """Value of a special register."""
+    thread = warp * 32 + lane
+    x, y = numbers[s.BLOCK_X], numbers[s.BLOCK_Y]
+    if code < 3:
+        return thread % x if code == 0 else (thread // x) % y if code == 1 else thread // (x * y)
+    if code < 6:
+        return numbers[s.BLOCK_X + code - 3]
+    if code < 9:
+        gx, gy = numbers[s.GRID_X], numbers[s.GRID_Y]
+        return cta % gx if code == 6 else (cta // gx) % gy if code == 7 else cta // (gx * gy)
+    if code < 12:
+        return numbers[s.GRID_X + code - 9]
+    if code == 12:
+        return lane
+    if code == 13:
+        return warp
+    if code == 14:
+        return numbers[s.WARPS]
+    if code < 17:  # one multiprocessor, one grid
+        return np.int64(0)
+    if code == 17:
+        return numbers[s.SHARED_BYTES]
+    if code == 18:
+        return numbers[s.SHARED_BYTES] - numbers[s.STATIC_SHARED]
+    if code == 19:
+        return np.int64(32)
+    one = np.int64(1) << lane
+    if code == 20:
+        return one
+    if code == 21:
+        return one - 1
+    if code == 22:
+        return 2 * one - 1
+    if code == 23:
+        return _ALL & ~(2 * one - 1)
+    return _ALL & ~(one - 1)
+
+
+@njit(nogil=True, error_model="numpy")
+def start_cta(launch, worker, cta):
+    """Everything as it is when a CTA begins: registers zero but for constants and special registers, memory unwritten."""
+    numbers = launch.numbers
+    rows, warps = numbers[s.ROWS], numbers[s.WARPS]
+    worker.control[s.CTA], worker.control[s.NEXT_WARP], worker.control[s.RESUMED] = cta, 0, 0
+    worker.control[s.STEPS], worker.control[s.BULK_COUNT], worker.control[s.MBARRIER_COUNT] = 0, 0, 0
+    worker.regs[:] = _U0
+    for warp in range(warps):
+        base = warp * rows * 32
+        for row in range(rows):
+            if launch.presets[row] != _U0:
+                worker.regs[base + row * 32 : base + row * 32 + 32] = launch.presets[row]
+        for k in range(launch.specials.shape[0]):
+            for lane in range(32):
+                value = _special(numbers, cta, warp, lane, launch.specials[k, 1])
+                worker.regs[base + launch.specials[k, 0] * 32 + lane] = np.uint64(value)
+    worker.warps[:] = 0
+    for warp in range(warps):
+        for lane in range(32):
+            if warp * 32 + lane >= numbers[s.THREADS]:
+                worker.warps[warp, s.EXITED] |= np.int64(1) << lane
+    worker.pcs[:] = 0
+    worker.s8[:] = np.uint8(0xCD)
+    worker.l8[:] = np.uint8(0xCD)
+    worker.swrite[:] = _U0
+    worker.sreaders[:] = np.uint32(0)
+    worker.linit[:] = np.uint8(0)
+    worker.clocks[:] = 1
+    worker.known[:] = 0
+    worker.barriers[:] = 0
+    worker.groups[:] = 0
+
+
+@njit(nogil=True, error_model="numpy")
+def run_cta(launch, worker):
+    """Run the started CTA, warp after warp, until it ends. Returns FINISHED, STOPPED at a breakpoint, or FAILED."""
+    warps = launch.numbers[s.WARPS]
+    while True:
+        events, progress, running = worker.control[s.EVENTS], False, 0
+        warp = worker.control[s.NEXT_WARP]
+        while warp < warps:
+            if worker.warps[warp, s.STATE] in (s.READY, s.STALLED):
+                state = run_warp(launch, worker, warp)
+                if state == -1:
+                    return s.FAILED
+                if state == -3:
+                    worker.control[s.NEXT_WARP] = warp
+                    return s.STOPPED
+                if state != s.BLOCKED:
+                    worker.warps[warp, s.STATE] = state
+                progress |= state == s.READY
+                if state == s.DONE:
+                    for number in range(s.NAMED_BARRIERS):
+                        if worker.barriers[number, s.ARRIVED]:
+                            barriers.complete_barrier(launch, worker, number)
+            warp += 1
+        worker.control[s.NEXT_WARP] = 0
+        for warp in range(warps):
+            running += worker.warps[warp, s.STATE] != s.DONE
+        if running == 0:
+            return s.FINISHED
+        if not progress and worker.control[s.EVENTS] == events:
+            _stuck(worker)
+            return s.FAILED
+
+
+@njit(nogil=True, error_model="numpy")
+def _stuck(worker):
+    """The error of a CTA in which no warp can go on."""
+    cta = worker.control[s.CTA]
+    waiting = barriers.waiting_warps(worker)
+    for warp in range(worker.warps.shape[0]):
+        if worker.warps[warp, s.STATE] == s.STALLED:
+            fail(worker.error, s.DEADLOCK, worker.pcs[warp, 0] - 1, cta, warp, -1, 0, 0, waiting, 0)
+    for warp in range(worker.warps.shape[0]):
+        if worker.warps[warp, s.STATE] == s.BLOCKED:
+            number = worker.warps[warp, s.BARRIER_ID]
+            fail(
+                worker.error, s.BARRIER_STUCK, worker.warps[warp, s.BARRIER_PC], cta, warp, -1, 0, 0, number,
+                worker.barriers[number, s.ARRIVED],
+            )  # fmt: skip
+
+
+def make_run(digest: str):
+    """The compiled core as one cached function; ``digest`` of the emulator's sources makes the cache notice a change.
+
+    Numba's cache compares the file of the cached function alone, but also what the function closes over.
+    """
+
+    @njit(nogil=True, error_model="numpy", cache=True)
+    def run(launch_table, worker_table, last, resume):
+        """Run CTAs from ``control[NEXT_CTA]`` up to ``last``; returns FINISHED, STOPPED or FAILED."""
+        if len(digest) == 0:
+            return s.FAILED
+        launch, worker = s.launch_handle(launch_table), s.worker_handle(worker_table)
+        if resume:
+            worker.control[s.RESUMED] = 1
+        while worker.control[s.NEXT_CTA] < last:
+            if not resume:
+                start_cta(launch, worker, worker.control[s.NEXT_CTA])
+            resume = False
+            status = run_cta(launch, worker)
+            if status != s.FINISHED:
+                return status
+            worker.control[s.NEXT_CTA] += 1
+        return s.FINISHED
+
+    return run
