@@ -62,11 +62,22 @@ def test_isa_knows_numpy_and_itself():
 
 
 def test_ptx_inline_knows_no_attention():
-    assert_imports_only(modules("ptx_inline"), "numpy", "numba", "cuda", "cffi", "ptx_inline")
+    assert_imports_only(modules("ptx_inline"), "numpy", "numba", "llvmlite", "cuda", "cffi", "ptx_inline")
 
 
 def test_toolchain_stands_beside_isa():
     assert_imports_only(modules("ptx_inline.toolchain"), "numba", "cuda", "ptx_inline.toolchain", "ptx_inline.types")
+
+
+def test_the_emulator_knows_instructions_alone():
+    assert_imports_only(modules("ptx_inline.emu"), "numpy", "numba", "llvmlite", "ptx_inline.emu", "ptx_inline.isa")
+
+
+def test_the_emulator_is_imported_where_it_is_used():
+    for path in FILES:
+        if not within(NAMES[path], "ptx_inline.emu"):
+            found = [name for name in imports(path, top_level_only=True) if within(name, "ptx_inline.emu")]
+            assert not found, f"{NAMES[path]} imports {found} at module level"
 
 
 def test_references_know_no_kernels():
@@ -100,8 +111,8 @@ def test_only_one_module_declares_foreign_functions():
 
 @pytest.mark.parametrize("path", FILES, ids=[NAMES[path] for path in FILES])
 def test_heavy_packages_are_imported_where_they_are_used(path):
-    if NAMES[path] == "ptx_inline.device":
-        return  # imported by kernel factories alone
+    if NAMES[path] == "ptx_inline.device" or within(NAMES[path], "ptx_inline.emu.simt"):
+        return  # imported by kernel factories alone, and by the emulator when something is emulated
     allowed = {"matplotlib"} if within(NAMES[path], "nbfmha.viz") else set()
     found = {name.split(".")[0] for name in imports(path, top_level_only=True)} & (HEAVY - allowed)
     assert not found, f"{NAMES[path]} imports {found} at module level"

@@ -137,11 +137,12 @@ class Machine:
 @functools.cache
 def compiled_core():
     """The interpreter, compiled once a process, or read from Numba's cache beside the source."""
+    emu = Path(core.__file__).parents[1]
+    sources = [*(emu / "simt").glob("*.py"), *(emu.parent / "isa").glob("*.py")]
     digest = hashlib.sha256()
-    package = Path(core.__file__).parents[2]
-    for path in sorted([*(package / "emu").rglob("*.py"), *(package / "isa").rglob("*.py")]):
+    for path in sorted([*sources, emu / "encoding.py", emu / "scalar_types.py"]):
         digest.update(path.read_bytes())
-    return core.make_run(digest.hexdigest())
+    return core.make_run(int.from_bytes(digest.digest()[:7], "little"))
 
 
 def _dimensions(name: str, value: Sequence[int]) -> tuple[int, int, int]:

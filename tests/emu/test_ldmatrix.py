@@ -2,15 +2,21 @@
 
 import numpy as np
 import pytest
+from numba import njit
 
 from ptx_inline.emu.simt.ldmatrix import M8N8_B16, M8N16_B4X16_P64, M8N16_B6X16_P32, ldmatrix_registers
 
 LANE = np.arange(32)
 
 
+@njit
+def compiled(kind, num, trans, rows, out):
+    ldmatrix_registers(kind, num, trans, rows, out)
+
+
 def load(kind, num, trans, rows):
     out = np.full((32, 4), 0x55555555, np.uint32)
-    ldmatrix_registers(kind, num, trans, rows, out)
+    compiled(kind, num, trans, rows, out)
     assert np.all(out[:, num:] == 0x55555555)
     return out[:, :num]
 

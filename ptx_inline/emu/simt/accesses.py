@@ -7,7 +7,6 @@ mbarrier or group. Until then the destination counts as in flight, and touching 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.scalar_types import (
@@ -29,6 +28,7 @@ from ptx_inline.emu.scalar_types import (
 from ptx_inline.emu.simt import state as s
 from ptx_inline.emu.simt.floats import float_alu
 from ptx_inline.emu.simt.integers import extend, int_alu, is_signed, low_bits
+from ptx_inline.emu.simt.jit import compiled
 from ptx_inline.emu.simt.memory import check_read, check_write, fail, get, put, record, resolve
 
 _BYTES = np.array([max(bits // 8, 1) for bits in BITS], np.int64)
@@ -36,7 +36,7 @@ _U0, _U1 = np.uint64(0), np.uint64(1)
 _BANKS, _SECTOR = 32, 32
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def bank_transactions(places, mask, size, lanes):
     """Passes that an access of ``size`` bytes a lane to shared memory takes, ``lanes`` lanes at a time: in each pass a
     bank serves one 4-byte word, to any number of lanes."""
@@ -63,7 +63,7 @@ def bank_transactions(places, mask, size, lanes):
     return total
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def sector_transactions(places, mask, size):
     """32-byte sectors that an access to global memory touches."""
     sectors = np.empty(32 * 2, np.int64)
@@ -82,8 +82,9 @@ def sector_transactions(places, mask, size):
     return count
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def count_bits(mask):
+    """How many bits of a mask are set."""
     count = 0
     while mask:
         mask &= mask - 1
@@ -91,7 +92,7 @@ def count_bits(mask):
     return count
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _profile(worker, pc, space, mask, size):
     """Requests, transactions and the fewest transactions possible of the accesses in ``worker.places``."""
     if space == enc.SHARED:
@@ -107,7 +108,7 @@ def _profile(worker, pc, space, mask, size):
     worker.counts[pc, s.REQUESTS] += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def load(launch, worker, pc, warp, mask):
     """``ld``: each lane's vector, sign-extended to the registers for signed types."""
     row = launch.code[pc]
@@ -137,7 +138,7 @@ def load(launch, worker, pc, warp, mask):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def store(launch, worker, pc, warp, mask):
     """``st``: each lane's vector."""
     row = launch.code[pc]
@@ -169,7 +170,7 @@ def store(launch, worker, pc, warp, mask):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _atomic_result(op, ty, old, b, c):
     if op == enc.ATOM_EXCHANGE:
         return b
@@ -197,7 +198,7 @@ def _atomic_result(op, ty, old, b, c):
     return int_alu(operation, ty, 0, old, b, _U0, _U0)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def atomic(launch, worker, pc, warp, mask):
     """``atom`` and ``red``: lane after lane."""
     row = launch.code[pc]
@@ -230,7 +231,7 @@ def atomic(launch, worker, pc, warp, mask):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def release_global(launch, worker, warp):
     """Publish to other CTAs what this warp did, and what it has heard of from its own CTA."""
     if launch.numbers[s.SHARES_GLOBAL] == 0:
@@ -246,14 +247,14 @@ def release_global(launch, worker, warp):
     worker.clocks[warp] += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def acquire_global(launch, worker):
     """From now on this CTA is ordered after everything that was released."""
     if launch.numbers[s.SHARES_GLOBAL] != 0:
         launch.sync[worker.control[s.CTA], s.LAST_ACQUIRE] = launch.sync[0, s.SYNC_TIME]
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def cp_async(launch, worker, pc, warp, mask):
     """Issue: the destination is in flight from here on."""
     row = launch.code[pc]
@@ -298,7 +299,7 @@ def cp_async(launch, worker, pc, warp, mask):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def cp_async_wait(launch, worker, warp, mask, pending):
     """Let arrive what was issued, but for the last ``pending`` groups of each lane (all of it if -1)."""
     kept = 0
@@ -323,7 +324,7 @@ def cp_async_wait(launch, worker, warp, mask, pending):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def bulk_copy(launch, worker, pc, warp, mask):
     """Issue of ``cp.async.bulk`` by each active lane."""
     row = launch.code[pc]
@@ -369,7 +370,7 @@ def bulk_copy(launch, worker, pc, warp, mask):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def bulk_arrive(launch, worker, number):
     """Let bulk copy ``number`` arrive and forget it; returns its bytes, 0 after an error."""
     entry = worker.bulks[number].copy()
@@ -396,7 +397,7 @@ def bulk_arrive(launch, worker, number):
     return size
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def bulk_wait(launch, worker, warp, mask, pending):
     """``cp.async.bulk.wait_group``: let the copies to global memory arrive, but for the last ``pending`` groups."""
     number = 0

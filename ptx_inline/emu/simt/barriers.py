@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.simt import state as s
 from ptx_inline.emu.simt.accesses import bulk_arrive, count_bits
+from ptx_inline.emu.simt.jit import compiled
 from ptx_inline.emu.simt.memory import check_write, fail, resolve
 
 _LOW32 = np.uint64(0xFFFFFFFF)
 _MBARRIER_BYTES = 8
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def release(worker, warp, clocks):
     """Leave in ``clocks`` what this warp did and has heard of."""
     for other in range(s.CLOCKS):
@@ -22,14 +22,14 @@ def release(worker, warp, clocks):
     worker.clocks[warp] += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def acquire(worker, warp, clocks):
     """Hear of what was left in ``clocks``."""
     for other in range(s.CLOCKS):
         worker.known[warp, other] = max(worker.known[warp, other], clocks[other])
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def uniform(worker, base, row, mask, pc, warp):
     """The value of a register row that all lanes of ``mask`` must agree on; -1 after an error."""
     value, first = np.int64(-1), True
@@ -44,7 +44,7 @@ def uniform(worker, base, row, mask, pc, warp):
     return value
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def barrier(launch, worker, pc, warp, mask):
     """``bar.sync``, ``.arrive`` or ``.red`` of a whole warp. Returns READY, BLOCKED, or -1 after an error."""
     row = launch.code[pc]
@@ -95,7 +95,7 @@ def barrier(launch, worker, pc, warp, mask):
     return worker.warps[warp, s.STATE]
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def complete_barrier(launch, worker, number):
     """Let the waiting warps go on if all that are expected have arrived."""
     state = worker.barriers[number]
@@ -118,7 +118,7 @@ def complete_barrier(launch, worker, number):
     worker.control[s.EVENTS] += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _find(worker, index):
     for number in range(worker.control[s.MBARRIER_COUNT]):
         if worker.mbarriers[number, s.MB_ADDRESS] == index:
@@ -126,7 +126,7 @@ def _find(worker, index):
     return -1
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _advance(worker, number):
     """Complete the phase if nothing is pending."""
     state = worker.mbarriers[number]
@@ -139,7 +139,7 @@ def _advance(worker, number):
         worker.control[s.EVENTS] += 1
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _copies_arrive(launch, worker, number):
     """Let the bulk copies that complete on an mbarrier arrive."""
     entry = 0
@@ -157,7 +157,7 @@ def _copies_arrive(launch, worker, number):
     _advance(worker, number)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def mbarrier_arrive(worker, pc, warp, lane, index, count):
     """``count`` arrivals at the mbarrier at ``index`` of shared memory; its number, -1 after an error."""
     cta = worker.control[s.CTA]
@@ -176,7 +176,7 @@ def mbarrier_arrive(worker, pc, warp, lane, index, count):
     return number
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def copies_arrive_on(worker, pc, warp, lane, index, counted):
     """``cp.async.mbarrier.arrive``: an arrival that the barrier expects (``counted``, .noinc), or one more of its own."""
     if not counted:
@@ -186,7 +186,7 @@ def copies_arrive_on(worker, pc, warp, lane, index, counted):
     return mbarrier_arrive(worker, pc, warp, lane, index, 1) >= 0
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _init(launch, worker, pc, warp, lane, index, count):
     cta = worker.control[s.CTA]
     if not check_write(
@@ -205,7 +205,7 @@ def _init(launch, worker, pc, warp, lane, index, count):
     worker.mdone[number, :] = 0
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _invalidate(worker, number):
     index = worker.mbarriers[number, s.MB_ADDRESS]
     worker.swrite[index : index + _MBARRIER_BYTES] = np.uint64(0)
@@ -216,7 +216,7 @@ def _invalidate(worker, number):
     worker.control[s.MBARRIER_COUNT] = last
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def mbarrier(launch, worker, pc, warp, mask):
     """Any mbarrier operation, lane after lane. Returns READY, STALLED where a lane's wait failed, -1 after an error."""
     row = launch.code[pc]
@@ -272,14 +272,14 @@ def mbarrier(launch, worker, pc, warp, mask):
     return result
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _phase_done(op, phase, value):
     if op == enc.MBARRIER_TEST_PARITY:
         return (phase & 1) != (value & 1)
     return phase > value
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def waiting_warps(worker):
     """How many warps wait at a named barrier."""
     count = 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from ptx_inline.emu.scalar_types import (
     BF16,
@@ -50,6 +49,7 @@ from ptx_inline.emu.simt.floats import (
     rounds_up,
 )
 from ptx_inline.emu.simt.integers import extend, is_signed, low_bits, width_of
+from ptx_inline.emu.simt.jit import compiled
 from ptx_inline.isa.formats import FORMATS
 
 # Rows E4M3X2 to UE8M0X2: mantissa bits, bias, code of the largest finite number, of NaN, sign bit, bits of a pair's half.
@@ -71,7 +71,7 @@ _FIELDS = np.array(
 _VALUES = np.array([np.resize(format.values, 256) for format in _SMALL], np.float64)  # bits above a code's are ignored
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _int_to_int(src, dst, flags, a):
     value = extend(src, a)
     mask = low_bits(width_of(dst))
@@ -85,7 +85,7 @@ def _int_to_int(src, dst, flags, a):
     return value & mask
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _int_to_float(src, dst, rounding, flags, a):
     magnitude = extend(src, a)
     negative = is_signed(src) and np.int64(magnitude) < 0
@@ -106,7 +106,7 @@ def _int_to_float(src, dst, rounding, flags, a):
     return finish(narrow(-value if negative else value, dst, rounding), dst, flags & (SAT | RELU))
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def to_integral(value, rounding):
     """A float64 rounded to an integral value by RNI, RZI, RMI or RPI; zeros keep the sign."""
     if not abs(value) < 2.0**52:
@@ -123,7 +123,7 @@ def to_integral(value, rounding):
     return math.copysign(np.float64(whole), value)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _float_to_int(src, dst, rounding, flags, a):
     """Saturates. NaN becomes 0, or where a type of 64 bits takes part the destination's highest bit alone."""
     if (flags & FTZ) != 0 and src == F32:
@@ -150,7 +150,7 @@ def _float_to_int(src, dst, rounding, flags, a):
     return np.uint64(np.int64(value))
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _float_to_float(src, dst, rounding, flags, a):
     if (flags & FTZ) != 0 and src == F32:
         a = flush(a, src)
@@ -163,7 +163,7 @@ def _float_to_float(src, dst, rounding, flags, a):
     return finish(narrow(value, dst, rounding), dst, flags)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def encode_small(value, ty, rounding, flags):
     """Code of a float64 in the element type of a pair, E4M3X2 to UE8M0X2."""
     row = ty - E4M3X2
@@ -188,20 +188,20 @@ def encode_small(value, ty, rounding, flags):
     return code | np.uint64(_FIELDS[row, 4]) if negative else code
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def decode_small(code, ty):
     """float64 value of a code of a pair's element type, E4M3X2 to UE8M0X2."""
     return _VALUES[ty - E4M3X2, np.int64(code)]
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _half_width(ty):
     if ty >= E4M3X2:
         return np.uint64(_FIELDS[ty - E4M3X2, 5])
     return np.uint64(16)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _half_value(src, a, b, upper):
     """float64 value of the upper or lower source of a packed conversion."""
     if src == F32:
@@ -213,7 +213,7 @@ def _half_value(src, a, b, upper):
     return float_value(bits, F16 if src == F16X2 else BF16)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _half_bits(value, dst, rounding, flags):
     if dst >= E4M3X2:
         return encode_small(value, dst, rounding, flags)
@@ -221,7 +221,7 @@ def _half_bits(value, dst, rounding, flags):
     return finish(narrow(value, scalar, rounding), scalar, flags & (SAT | RELU))
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def convert(src, dst, rounding, flags, a, b):
     """``cvt``: bits (uint64) of type ``dst`` for those of ``src``; ``b`` is the second source of a packed conversion.
 

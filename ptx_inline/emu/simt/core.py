@@ -11,22 +11,9 @@ import numpy as np
 from numba import njit
 
 from ptx_inline.emu import encoding as enc
-from ptx_inline.emu.scalar_types import (
-    F16,
-    F32,
-    FADD,
-    FFMA,
-    FMUL,
-    IADD,
-    IAND,
-    IMOV,
-    RN,
-)
-from ptx_inline.emu.simt import accesses, barriers, together
+from ptx_inline.emu.simt import accesses, barriers, lanes, together
 from ptx_inline.emu.simt import state as s
-from ptx_inline.emu.simt.convert import convert
-from ptx_inline.emu.simt.floats import f32_bits, f32_value, float_alu, float_compare, fused
-from ptx_inline.emu.simt.integers import extend, int_alu, int_compare, is_signed, low_bits
+from ptx_inline.emu.simt.jit import compiled
 from ptx_inline.emu.simt.memory import fail
 
 _ALL = np.int64(0xFFFFFFFF)
@@ -35,12 +22,9 @@ _SLICE = 1 << 14  # instructions of a warp before the next one's turn
 _SPINS = 1 << 12  # backward branches after which waiting lanes of the same warp get a turn
 _TURN = 1 << 10
 _U0, _U1 = np.uint64(0), np.uint64(1)
-_NAN_F32 = np.uint64(0x7FFFFFFF)
-_SHARED_HIGH, _LOCAL_HIGH = np.uint64(enc.SHARED_WINDOW >> 32), np.uint64(enc.LOCAL_WINDOW >> 32)
-_GOING = -2  # run_warp: nothing to report yet
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _popcount(mask):
     x = np.uint64(mask)
     x -= (x >> _U1) & np.uint64(0x55555555)
@@ -49,125 +33,7 @@ def _popcount(mask):
     return np.int64(((x * np.uint64(0x01010101)) >> np.uint64(24)) & np.uint64(0xFF))
 
 
-@njit(nogil=True, error_model="numpy")
-def _integers(row, regs, base, mask):
-    op, ty, aux = row[enc.OP], row[enc.TYPE], row[enc.AUX]
-    a, b = base + row[enc.A] * 32, base + max(row[enc.B], 0) * 32
-    c, d = base + max(row[enc.C], 0) * 32, base + max(row[enc.D], 0) * 32
-    target = base + row[enc.DST] * 32
-    if mask == _ALL and op in (IMOV, IADD, IAND):  # the common ones in a form that the compiler can vectorise
-        bits = low_bits(np.uint64(64)) if op == IAND else int_alu(IMOV, ty, 0, ~_U0, _U0, _U0, _U0)
-        x, y, z = regs[a : a + 32], regs[b : b + 32], regs[target : target + 32]
-        if op == IADD:
-            for lane in range(32):
-                z[lane] = (x[lane] + y[lane]) & bits
-        elif op == IAND:
-            for lane in range(32):
-                z[lane] = x[lane] & y[lane]
-        else:
-            for lane in range(32):
-                z[lane] = x[lane] & bits
-        return
-    for lane in range(32):
-        if (mask >> lane) & 1:
-            regs[target + lane] = int_alu(op, ty, aux, regs[a + lane], regs[b + lane], regs[c + lane], regs[d + lane])
-
-
-@njit(nogil=True, error_model="numpy")
-def _floats(row, regs, base, mask):
-    op, ty, flags, rounding = row[enc.OP], row[enc.TYPE], row[enc.FLAGS], row[enc.ROUND]
-    a, b, c = base + row[enc.A] * 32, base + max(row[enc.B], 0) * 32, base + max(row[enc.C], 0) * 32
-    target = base + row[enc.DST] * 32
-    if ty == F32 and flags == 0 and rounding == RN and op in (FADD, FMUL, FFMA):
-        for lane in range(32):
-            if (mask >> lane) & 1:
-                x, y = f32_value(regs[a + lane]), f32_value(regs[b + lane])
-                if op == FADD:
-                    value = x + y
-                elif op == FMUL:
-                    value = x * y
-                else:
-                    value = fused(x, y, f32_value(regs[c + lane]))
-                regs[target + lane] = f32_bits(value) if value == value else _NAN_F32
-        return
-    for lane in range(32):
-        if (mask >> lane) & 1:
-            regs[target + lane] = float_alu(op, ty, flags, rounding, regs[a + lane], regs[b + lane], regs[c + lane])
-
-
-@njit(nogil=True, error_model="numpy")
-def _conversions(row, regs, base, mask):
-    ty, src, flags, rounding = row[enc.TYPE], row[enc.SRC_TYPE], row[enc.FLAGS], row[enc.ROUND]
-    a, b, target = base + row[enc.A] * 32, base + max(row[enc.B], 0) * 32, base + row[enc.DST] * 32
-    wider = is_signed(ty)
-    register = low_bits(np.uint64(row[enc.AUX]))
-    for lane in range(32):
-        if (mask >> lane) & 1:
-            value = convert(src, ty, rounding, flags, regs[a + lane], regs[b + lane])
-            regs[target + lane] = extend(ty, value) & register if wider else value
-
-
-@njit(nogil=True, error_model="numpy")
-def _comparisons(row, regs, base, mask):
-    op, ty, flags = row[enc.OP], row[enc.TYPE], row[enc.FLAGS]
-    a, b, c = base + row[enc.A] * 32, base + row[enc.B] * 32, base + max(row[enc.C], 0) * 32
-    combine, negated, truth = row[enc.AUX], row[enc.AUX2] != 0, row[enc.ROUND]
-    one = _U1
-    if truth == enc.TRUE_MASK:
-        one = np.uint64(0xFFFFFFFF)
-    elif truth == enc.TRUE_ONE:
-        one = np.uint64(0x3F800000)
-    for lane in range(32):
-        if (mask >> lane) & 1:
-            x, y = regs[a + lane], regs[b + lane]
-            p = float_compare(op, ty, flags, x, y) if ty >= F16 else int_compare(op, ty, x, y)
-            q = not p
-            other = (regs[c + lane] != _U0) != negated
-            if combine == enc.COMBINE_AND:
-                p, q = p and other, q and other
-            elif combine == enc.COMBINE_OR:
-                p, q = p or other, q or other
-            elif combine == enc.COMBINE_XOR:
-                p, q = p != other, q != other
-            if row[enc.DST] >= 0:
-                regs[base + row[enc.DST] * 32 + lane] = one if p else _U0
-            if row[enc.DST2] >= 0:
-                regs[base + row[enc.DST2] * 32 + lane] = _U1 if q else _U0
-
-
-@njit(nogil=True, error_model="numpy")
-def _moves(row, lists, regs, base, mask, steps):
-    """PACK, UNPACK, LOCATE and CLOCK."""
-    kind, width, start = row[enc.KIND], np.uint64(row[enc.AUX]), row[enc.LIST]
-    for lane in range(32):
-        if not (mask >> lane) & 1:
-            continue
-        if kind == enc.PACK:
-            value = _U0
-            for k in range(row[enc.COUNT]):
-                part = regs[base + lists[start + k] * 32 + lane] & low_bits(width)
-                value |= part << (width * np.uint64(k))
-            regs[base + row[enc.DST] * 32 + lane] = value
-        elif kind == enc.UNPACK:
-            value = regs[base + row[enc.A] * 32 + lane]
-            for k in range(row[enc.COUNT]):
-                if lists[start + k] >= 0:
-                    part = (value >> (width * np.uint64(k))) & low_bits(width)
-                    regs[base + lists[start + k] * 32 + lane] = part
-        elif kind == enc.CLOCK:
-            regs[base + row[enc.DST] * 32 + lane] = np.uint64(steps) & low_bits(width)
-        else:
-            high = regs[base + row[enc.A] * 32 + lane] >> np.uint64(32)
-            if row[enc.OP] == enc.LOCATE_IS_SHARED:
-                inside = high == _SHARED_HIGH
-            elif row[enc.OP] == enc.LOCATE_IS_LOCAL:
-                inside = high == _LOCAL_HIGH
-            else:
-                inside = high not in (_SHARED_HIGH, _LOCAL_HIGH)
-            regs[base + row[enc.DST] * 32 + lane] = np.uint64(inside)
-
-
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _memory(launch, worker, pc, warp, mask):
     """Instructions that touch memory, lane by lane; False after an error."""
     row = launch.code[pc]
@@ -206,7 +72,7 @@ def _memory(launch, worker, pc, warp, mask):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _together(launch, worker, pc, warp, mask):
     """Instructions that lanes execute together, all there. READY, BLOCKED, or -1 after an error."""
     kind = launch.code[pc, enc.KIND]
@@ -234,7 +100,7 @@ def _together(launch, worker, pc, warp, mask):
     return s.READY if good else -1
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _assemble(launch, worker, pc, warp, mask, live):
     """Lanes that execute a convergent instruction now, once ``mask`` has arrived: 0 to wait, -1 after an error."""
     kind = launch.code[pc, enc.KIND]
@@ -266,14 +132,14 @@ def _assemble(launch, worker, pc, warp, mask, live):
     return needed
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _park(pcs, mask, pc):
     for lane in range(32):
         if (mask >> lane) & 1:
             pcs[lane] = pc
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def run_warp(launch, worker, warp):
     """Run a warp until it waits, ends, has had its turn, fails (-1) or comes to a breakpoint (-3); else its state."""
     code, regs, counts = launch.code, worker.regs, worker.counts
@@ -363,19 +229,19 @@ def run_warp(launch, worker, warp):
             if active == 0:
                 pc += 1
             elif kind == enc.INT:
-                _integers(row, regs, base, active)
+                lanes.integers(row, regs, base, active)
                 pc += 1
             elif kind == enc.FLOAT:
-                _floats(row, regs, base, active)
+                lanes.floats(row, regs, base, active)
                 pc += 1
             elif kind == enc.CONVERT:
-                _conversions(row, regs, base, active)
+                lanes.conversions(row, regs, base, active)
                 pc += 1
             elif kind == enc.COMPARE:
-                _comparisons(row, regs, base, active)
+                lanes.comparisons(row, regs, base, active)
                 pc += 1
             elif kind <= enc.CLOCK:
-                _moves(row, launch.lists, regs, base, active, steps)
+                lanes.moves(row, launch.lists, regs, base, active, steps)
                 pc += 1
             elif kind == enc.NOP:
                 pc += 1
@@ -450,7 +316,7 @@ def run_warp(launch, worker, warp):
                     break
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _special(numbers, cta, warp, lane, code):
     """Value of a special register."""
     thread = warp * 32 + lane
@@ -490,7 +356,7 @@ def _special(numbers, cta, warp, lane, code):
     return _ALL & ~(one - 1)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def start_cta(launch, worker, cta):
     """Everything as it is when a CTA begins: registers zero but for constants and special registers, memory unwritten."""
     numbers = launch.numbers
@@ -524,40 +390,7 @@ def start_cta(launch, worker, cta):
     worker.groups[:] = 0
 
 
-@njit(nogil=True, error_model="numpy")
-def run_cta(launch, worker):
-    """Run the started CTA, warp after warp, until it ends. Returns FINISHED, STOPPED at a breakpoint, or FAILED."""
-    warps = launch.numbers[s.WARPS]
-    while True:
-        events, progress, running = worker.control[s.EVENTS], False, 0
-        warp = worker.control[s.NEXT_WARP]
-        while warp < warps:
-            if worker.warps[warp, s.STATE] in (s.READY, s.STALLED):
-                state = run_warp(launch, worker, warp)
-                if state == -1:
-                    return s.FAILED
-                if state == -3:
-                    worker.control[s.NEXT_WARP] = warp
-                    return s.STOPPED
-                if state != s.BLOCKED:
-                    worker.warps[warp, s.STATE] = state
-                progress |= state == s.READY
-                if state == s.DONE:
-                    for number in range(s.NAMED_BARRIERS):
-                        if worker.barriers[number, s.ARRIVED]:
-                            barriers.complete_barrier(launch, worker, number)
-            warp += 1
-        worker.control[s.NEXT_WARP] = 0
-        for warp in range(warps):
-            running += worker.warps[warp, s.STATE] != s.DONE
-        if running == 0:
-            return s.FINISHED
-        if not progress and worker.control[s.EVENTS] == events:
-            _stuck(worker)
-            return s.FAILED
-
-
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _stuck(worker):
     """The error of a CTA in which no warp can go on."""
     cta = worker.control[s.CTA]
@@ -574,7 +407,27 @@ def _stuck(worker):
             )  # fmt: skip
 
 
-def make_run(digest: str):
+@compiled
+def _after_turn(launch, worker, warp, state):
+    """Note how a warp's turn ended; true if it could have gone on."""
+    if state != s.BLOCKED:
+        worker.warps[warp, s.STATE] = state
+    if state == s.DONE:  # barriers do not wait for those that have ended
+        for number in range(s.NAMED_BARRIERS):
+            if worker.barriers[number, s.ARRIVED]:
+                barriers.complete_barrier(launch, worker, number)
+    return state == s.READY
+
+
+@compiled
+def _is_running(worker):
+    running = False
+    for warp in range(worker.warps.shape[0]):
+        running |= worker.warps[warp, s.STATE] != s.DONE
+    return running
+
+
+def make_run(digest: int):
     """The compiled core as one cached function; ``digest`` of the emulator's sources makes the cache notice a change.
 
     Numba's cache compares the file of the cached function alone, but also what the function closes over.
@@ -582,8 +435,8 @@ def make_run(digest: str):
 
     @njit(nogil=True, error_model="numpy", cache=True)
     def run(launch_table, worker_table, last, resume):
-        """Run CTAs from ``control[NEXT_CTA]`` up to ``last``; returns FINISHED, STOPPED or FAILED."""
-        if len(digest) == 0:
+        """Run CTAs from ``control[NEXT_CTA]`` up to ``last``; returns FINISHED, STOPPED at a breakpoint, or FAILED."""
+        if digest < 0:
             return s.FAILED
         launch, worker = s.launch_handle(launch_table), s.worker_handle(worker_table)
         if resume:
@@ -591,10 +444,22 @@ def make_run(digest: str):
         while worker.control[s.NEXT_CTA] < last:
             if not resume:
                 start_cta(launch, worker, worker.control[s.NEXT_CTA])
-            resume = False
-            status = run_cta(launch, worker)
-            if status != s.FINISHED:
-                return status
+            resume, running = False, True
+            while running:  # one turn for every warp that can go on
+                events, progress = worker.control[s.EVENTS], False
+                for warp in range(worker.control[s.NEXT_WARP], launch.numbers[s.WARPS]):
+                    if worker.warps[warp, s.STATE] not in (s.READY, s.STALLED):
+                        continue
+                    state = run_warp(launch, worker, warp)
+                    if state < 0:
+                        worker.control[s.NEXT_WARP] = warp
+                        return s.FAILED if state == -1 else s.STOPPED
+                    progress |= _after_turn(launch, worker, warp, state)
+                worker.control[s.NEXT_WARP] = 0
+                running = _is_running(worker)
+                if running and not progress and worker.control[s.EVENTS] == events:
+                    _stuck(worker)
+                    return s.FAILED
             worker.control[s.NEXT_CTA] += 1
         return s.FINISHED
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numba.extending import intrinsic
 
 from ptx_inline.emu.scalar_types import (
@@ -67,6 +66,7 @@ from ptx_inline.emu.scalar_types import (
     RZ,
     SAT,
 )
+from ptx_inline.emu.simt.jit import compiled
 
 U0, U1 = np.uint64(0), np.uint64(1)
 _U16, _U52, _U63 = np.uint64(16), np.uint64(52), np.uint64(63)
@@ -98,27 +98,31 @@ def fused(typing_context, x, y, z):
     return x(x, x, x), generate
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def f32_value(bits):
+    """float32 of its bits."""
     return np.uint32(bits).view(np.float32)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def f32_bits(value):
+    """Bits of a float32."""
     return np.uint64(np.float32(value).view(np.uint32))
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def f64_value(bits):
+    """float64 of its bits."""
     return np.uint64(bits).view(np.float64)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def f64_bits(value):
+    """Bits of a float64."""
     return np.float64(value).view(np.uint64)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def f16_value(bits):
     """float64 value of F16 bits."""
     bits = np.uint64(bits)
@@ -134,13 +138,13 @@ def f16_value(bits):
     return f64_value(magnitude | sign)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def bf16_value(bits):
     """float64 value of BF16 bits."""
     return np.float64(f32_value(np.uint64(bits) << _U16))
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def float_value(bits, ty):
     """float64 value of F16, BF16, F32 or F64 bits: exact."""
     if ty == F32:
@@ -152,7 +156,7 @@ def float_value(bits, ty):
     return f64_value(bits)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def round_f32_rn(value):
     """F32 bits of a float64, to nearest even; NaN is canonical."""
     if value != value:
@@ -160,7 +164,7 @@ def round_f32_rn(value):
     return f32_bits(np.float32(value))
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def round_to_odd(value, error):
     """``value`` (float64) for the exact ``value + error`` with a smaller ``error``: inexact values end in an odd bit."""
     bits = f64_bits(value)
@@ -171,14 +175,14 @@ def round_to_odd(value, error):
     return f64_value(bits - U1)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _sum_error(x, y, total):
     """Exact ``x + y - total`` for ``total = fl(x + y)`` (Knuth's TwoSum)."""
     part = total - x
     return (x - (total - part)) + (y - part)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _sum_to_odd(x, y, rounding):
     total = x + y
     if total == 0.0:  # an exact zero of unlike signs is -0 when rounding down
@@ -190,7 +194,7 @@ def _sum_to_odd(x, y, rounding):
     return round_to_odd(total, _sum_error(x, y, total))
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _quotient_to_odd(x, y):
     """``x / y`` of numbers with at most 24 significant bits."""
     quotient = x / y
@@ -201,7 +205,7 @@ def _quotient_to_odd(x, y):
     return round_to_odd(quotient, rest if y > 0.0 else -rest)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _root_to_odd(x):
     root = math.sqrt(x)
     if root == 0.0 or not root < math.inf:
@@ -210,7 +214,7 @@ def _root_to_odd(x):
     return round_to_odd(root, x - root * root)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def rounds_up(rounding, negative, odd, rest, half):
     """Whether a magnitude with ``rest`` below its last kept bit, worth ``2 * half``, moves up."""
     if rounding == RN:
@@ -220,7 +224,7 @@ def rounds_up(rounding, negative, odd, rest, half):
     return (rounding == RP and not negative) or (rounding == RM and negative)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def round_magnitude(value, mantissa_bits, bias, rounding):
     """Exponent and mantissa fields of a finite float64 in a narrower format without an upper limit; sign dropped."""
     bits = f64_bits(value)
@@ -244,12 +248,13 @@ def round_magnitude(value, mantissa_bits, bias, rounding):
     return code
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def overflows_to_infinity(rounding, negative):
+    """Whether a rounding takes an overflow to infinity, and not to the largest finite number."""
     return rounding == RN or (rounding == RP and not negative) or (rounding == RM and negative)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def narrow(value, ty, rounding):
     """Bits in ``ty`` of a float64, rounded once; rounded to odd beforehand where the exact value needs more bits.
 
@@ -273,7 +278,7 @@ def narrow(value, ty, rounding):
     return code | _SIGN[row] if negative else code
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def flush(bits, ty):
     """Subnormal numbers become zeros of their sign."""
     row = ty - F16
@@ -282,7 +287,7 @@ def flush(bits, ty):
     return bits
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def finish(bits, ty, flags):
     """Result bits after RELU, SAT and FTZ."""
     row = ty - F16
@@ -300,7 +305,7 @@ def finish(bits, ty, flags):
     return bits
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _f32_nearest(op, x, y, z):
     """Operations FADD to FSQRT on float32 values, by the host."""
     if op == FADD:
@@ -322,13 +327,13 @@ def _f32_nearest(op, x, y, z):
     return f32_bits(value)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _is_exact(op):
     """Whether the operation is correctly rounded (and not an approximation or a choice of bits)."""
     return op <= FFMA or op in (FDIV, FRCP, FSQRT)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _exact(op, rounding, x, y, z):
     """The correctly rounded operations on numbers of F16, BF16 or F32, as float64 rounded to odd."""
     if op == FADD:
@@ -346,7 +351,7 @@ def _exact(op, rounding, x, y, z):
     return _root_to_odd(x)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _approximate(op, x, y):
     """The approximated functions, in float64; the caller rounds."""
     if op == FEX2_APPROX:
@@ -374,7 +379,7 @@ def _approximate(op, x, y):
     return math.sin(x) if op == FSIN_APPROX else math.cos(x)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _select(op, ty, flags, a, b):
     """FMIN, FMAX, FABS, FNEG, FCOPYSIGN: choices of bits, without rounding."""
     row = ty - F16
@@ -395,7 +400,7 @@ def _select(op, ty, flags, a, b):
     return a if (x < y) == (op == FMIN) else b
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _step(value, up):
     """The float64 next to a finite ``value``."""
     bits = f64_bits(value)
@@ -404,7 +409,7 @@ def _step(value, up):
     return f64_value(bits + U1 if (value > 0.0) == up else bits - U1)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _direct(value, error, rounding):
     """A float64 result to nearest, moved for a directed rounding by the sign of ``exact - value``."""
     if abs(value) == math.inf:  # an overflow: the operands are finite
@@ -419,7 +424,7 @@ def _direct(value, error, rounding):
     return value
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _product_error(x, y, z):
     """A number of the sign of ``x * y - z`` for ``z`` near ``x * y``, of finite numbers; right in the subnormals too."""
     if abs(z) < 2.0**-900:
@@ -434,7 +439,7 @@ def _product_error(x, y, z):
     return fused(x, y, -z)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _fused_error(x, y, z, value):
     """A number of the sign of ``x * y + z - value``: the four exact parts added up without loss (Shewchuk)."""
     product = x * y
@@ -462,7 +467,7 @@ def _fused_error(x, y, z, value):
     return f1 if f1 != 0.0 else f0
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _f64_exact(op, rounding, x, y, z):
     if op == FRCP:
         x, y = 1.0, x
@@ -505,7 +510,7 @@ def _f64_exact(op, rounding, x, y, z):
     return _direct(value, -_product_error(value, y, x) * math.copysign(1.0, y), rounding)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _scalar_alu(op, ty, flags, rounding, a, b, c):
     if (flags & FTZ) != 0 and ty != F64:
         a, b, c = flush(a, ty), flush(b, ty), flush(c, ty)
@@ -523,7 +528,7 @@ def _scalar_alu(op, ty, flags, rounding, a, b, c):
     return bits if flags == 0 else finish(bits, ty, flags)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def float_alu(op, ty, flags, rounding, a, b, c):
     """One arithmetic operation: bits (uint64) of ``a op b`` (``a * b + c`` for FFMA) in F16, BF16, F32, F64 or a pair.
 
@@ -549,7 +554,7 @@ def float_alu(op, ty, flags, rounding, a, b, c):
     return result
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def float_compare(comparison, ty, flags, a, b):
     """One comparison of ``setp`` on F16, BF16, F32 or F64."""
     if (flags & FTZ) != 0 and ty != F64:

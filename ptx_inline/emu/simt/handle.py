@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, from_dtype, types
-from numba.extending import intrinsic, models, overload_attribute, register_model
+from numba import from_dtype, types
+from numba.core.typing.templates import AttributeTemplate
+from numba.extending import infer_getattr, intrinsic, lower_getattr_generic, models, register_model
+from numba.np.arrayobj import populate_array
 
 _WORDS = 4  # of a field in the table: address and up to three sizes
 _INT64 = ir.IntType(64)
@@ -42,8 +44,7 @@ def handle_type(name: str, fields: dict[str, tuple[type, int]]) -> Callable:
 
     register_model(Handle)(models.OpaqueModel)
     handle = Handle()
-    for number, (field, (dtype, dimensions)) in enumerate(fields.items()):
-        _add_field(Handle, field, number, from_dtype(np.dtype(dtype)), dimensions)
+    _add_attributes(handle, fields)
 
     @intrinsic
     def from_table(typing_context, array):
@@ -56,27 +57,31 @@ def handle_type(name: str, fields: dict[str, tuple[type, int]]) -> Callable:
     return from_table
 
 
-def _add_field(handle_class: type, field: str, number: int, dtype: types.Type, dimensions: int) -> None:
-    @intrinsic
-    def address(typing_context, handle):
-        def generate(context, builder, signature, arguments):
-            word = _load_word(builder, arguments[0], number * _WORDS)
-            return builder.inttoptr(word, context.get_value_type(signature.return_type))
+def _add_attributes(handle: types.Type, fields: dict[str, tuple[type, int]]) -> None:
+    """Typing and code of ``handle.field``: an array that borrows its memory, built from the table's words."""
+    arrays = {name: types.Array(from_dtype(np.dtype(dtype)), ndim, "C") for name, (dtype, ndim) in fields.items()}
+    numbers = {name: number for number, name in enumerate(fields)}
 
-        return types.CPointer(dtype)(handle), generate
+    @infer_getattr
+    class Attributes(AttributeTemplate):
+        key = type(handle)
 
-    @intrinsic
-    def shape(typing_context, handle):
-        def generate(context, builder, signature, arguments):
-            words = [_load_word(builder, arguments[0], number * _WORDS + 1 + axis) for axis in range(dimensions)]
-            return context.make_tuple(builder, signature.return_type, words)
+        def generic_resolve(self, handle, name):
+            return arrays.get(name)
 
-        return types.UniTuple(types.int64, dimensions)(handle), generate
-
-    def get(handle):
-        return lambda handle: carray(address(handle), shape(handle))
-
-    overload_attribute(handle_class, field)(get)
+    @lower_getattr_generic(type(handle))
+    def generate(context, builder, handle_type, value, name):
+        array_type, first = arrays[name], numbers[name] * _WORDS
+        array = context.make_array(array_type)(context, builder)
+        data_type = context.get_data_type(array_type.dtype).as_pointer()
+        data = builder.inttoptr(_load_word(builder, value, first), data_type)
+        shape = [_load_word(builder, value, first + 1 + axis) for axis in range(array_type.ndim)]
+        item = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
+        strides = [_INT64(item)]
+        for size in shape[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], size))
+        populate_array(array, data=data, shape=shape, strides=strides, itemsize=_INT64(item), meminfo=None)
+        return array._getvalue()
 
 
 def _load_word(builder: ir.IRBuilder, pointer: ir.Value, word: int) -> ir.Value:

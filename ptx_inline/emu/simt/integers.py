@@ -7,7 +7,6 @@ A value of a narrower type lies in the low bits of its slot under zeros. Source:
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ptx_inline.emu.scalar_types import (
     BITS,
@@ -57,6 +56,7 @@ from ptx_inline.emu.scalar_types import (
     S8,
     S64,
 )
+from ptx_inline.emu.simt.jit import compiled
 
 U0, U1 = np.uint64(0), np.uint64(1)
 _U8, _U32, _U63, _U64 = np.uint64(8), np.uint64(32), np.uint64(63), np.uint64(64)
@@ -64,23 +64,25 @@ _LOW32 = np.uint64(0xFFFFFFFF)
 _WIDTH = np.array(BITS, np.uint64)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def width_of(ty):
+    """Bits of a type."""
     return _WIDTH[ty]
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def low_bits(width):
     """A word with the ``width`` (1 to 64) lowest bits set."""
     return (~U0) >> (_U64 - width)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def is_signed(ty):
+    """Whether a type is a signed integer."""
     return S8 <= ty <= S64
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def extend(ty, a):
     """The 64-bit two's complement of an integer of type ``ty``."""
     width = _WIDTH[ty]
@@ -91,8 +93,9 @@ def extend(ty, a):
     return a
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def count_ones(a):
+    """How many bits are set."""
     count = U0
     while a != U0:
         a &= a - U1
@@ -100,7 +103,7 @@ def count_ones(a):
     return count
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def highest_one(a):
     """Position of the highest set bit, -1 for zero."""
     position = -1
@@ -110,7 +113,7 @@ def highest_one(a):
     return position
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _high_product(ty, a, b):
     """The upper half of the product of two numbers of ``ty``."""
     width = _WIDTH[ty]
@@ -129,7 +132,7 @@ def _high_product(ty, a, b):
     return high
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _divide(ty, a, b, remainder):
     """Quotient toward zero, or remainder of the dividend's sign. Dividing by zero gives all ones (the dividend for rem),
     which is what NVIDIA GPUs do; PTX leaves it open."""
@@ -148,7 +151,7 @@ def _divide(ty, a, b, remainder):
     return (U0 - result if a_negative != b_negative else result) & mask
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _permute(mode, a, b, selector):
     """``prmt.b32``: bytes of {b, a}; mode 0 the default, then f4e, b4e, rc8, ecl, ecr, rc16."""
     source = (a & _LOW32) | (b << _U32)
@@ -177,7 +180,7 @@ def _permute(mode, a, b, selector):
     return result
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _bit_field(ty, a, start, length):
     """``bfe``: bits from ``start`` on, sign-extended for a signed type by the highest bit that the field has in ``a``."""
     width = _WIDTH[ty]
@@ -194,7 +197,7 @@ def _bit_field(ty, a, start, length):
     return field & low_bits(width)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _bit_insert(ty, field, target, start, length):
     """``bfi``: ``target`` with the low ``length`` bits of ``field`` put at ``start``."""
     width = _WIDTH[ty]
@@ -205,7 +208,7 @@ def _bit_insert(ty, field, target, start, length):
     return (target & ~mask) | ((field << start) & mask)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _funnel(left, wrap, a, b, c):
     """``shf``: 64 bits {b, a} shifted; the upper word of a left shift, the lower of a right one."""
     amount = c & np.uint64(31) if wrap else min(c & _LOW32, _U32)
@@ -215,14 +218,14 @@ def _funnel(left, wrap, a, b, c):
     return (pair >> amount) & _LOW32
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _saturated(a, b):
     """s32 sum (or difference, with ``b`` negated in 64 bits), clamped."""
     total = np.int64(a + b)
     return np.uint64(max(min(total, np.int64(0x7FFFFFFF)), np.int64(-0x80000000))) & _LOW32
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _dot4(a_signed, b_signed, a, b, c):
     total = c
     for i in range(4):
@@ -234,7 +237,7 @@ def _dot4(a_signed, b_signed, a, b, c):
     return total & _LOW32
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def int_alu(op, ty, aux, a, b, c, d):
     """One integer operation on type ``ty``; ``aux`` is the operation's immediate or mode."""
     mask = low_bits(_WIDTH[ty])
@@ -343,7 +346,7 @@ def int_alu(op, ty, aux, a, b, c, d):
     return (low_bits(min(length, _U32)) << start) & _LOW32
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def int_compare(comparison, ty, a, b):
     """One comparison of ``setp`` on an integer type."""
     if comparison == EQ:

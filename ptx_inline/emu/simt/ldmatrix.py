@@ -7,7 +7,8 @@ of row ``l / 4``. Source: PTX ISA, "Warp-level matrix load instruction: ldmatrix
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ptx_inline.emu.simt.jit import compiled
 
 #: ``.m8n8.b16``: a row is 8 elements of 16 bits.
 M8N8_B16 = 0
@@ -17,7 +18,7 @@ M8N16_B4X16_P64 = 1
 M8N16_B6X16_P32 = 2
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def ldmatrix_registers(kind, num, trans, rows, out):
     """Registers ``out[:, :num]`` (uint32, (32, 4)) of ``num`` matrices (1, 2, 4); the other columns are left.
 

@@ -9,10 +9,10 @@ ordered by ``bar.warp.sync`` and barriers only. Source of the method: Flanagan a
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.simt import state as s
+from ptx_inline.emu.simt.jit import compiled, inlined
 
 _CLOCK_MASK = np.uint64((1 << s.CLOCK_BITS) - 1)
 _LANE_SHIFT = np.uint64(s.CLOCK_BITS)
@@ -26,7 +26,7 @@ _SHARED_HIGH, _LOCAL_HIGH = np.uint64(enc.SHARED_WINDOW >> 32), np.uint64(enc.LO
 _SEVERAL = np.uint32(32)  # as a lane: more than one lane of the warp
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def fail(error, code, pc, cta, warp, lane, address, space, extra, other):
     """Record the first error."""
     if error[s.ERROR_CODE] == s.NO_ERROR:
@@ -35,7 +35,7 @@ def fail(error, code, pc, cta, warp, lane, address, space, extra, other):
         error[s.ERROR_SPACE], error[s.ERROR_EXTRA], error[s.ERROR_OTHER] = space, extra, other
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def record(cta, warp, lane, clock):
     """Shadow record of an access."""
     return (
@@ -47,7 +47,7 @@ def record(cta, warp, lane, clock):
     )
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def record_parts(found):
     """CTA, warp, lane and clock of a record."""
     return (
@@ -58,7 +58,7 @@ def record_parts(found):
     )
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _ordered(clocks, known, sync, shares, found, cta, warp, lane):
     """Whether the access of a record happened before what this lane does now."""
     other_cta, other_warp, other_lane, clock = record_parts(found)
@@ -76,7 +76,7 @@ def _ordered(clocks, known, sync, shares, found, cta, warp, lane):
     return clock <= known[warp, other_warp]
 
 
-@njit(nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def resolve(launch, worker, pc, warp, lane, space, address, size):
     """State space and index in its memory of ``size`` bytes (a power of two) at an address; index -1 after an error."""
     numbers = launch.numbers
@@ -116,7 +116,7 @@ def resolve(launch, worker, pc, warp, lane, space, address, size):
     return space, index
 
 
-@njit(nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def _get(m8, m16, m32, m64, index, size):
     if size == 4:
         return np.uint64(m32[index >> 2])
@@ -127,7 +127,7 @@ def _get(m8, m16, m32, m64, index, size):
     return np.uint64(m8[index])
 
 
-@njit(nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def _put(m8, m16, m32, m64, index, size, value):
     if size == 4:
         m32[index >> 2] = np.uint32(value & _LOW32)
@@ -139,7 +139,7 @@ def _put(m8, m16, m32, m64, index, size, value):
         m8[index] = np.uint8(value & np.uint64(0xFF))
 
 
-@njit(nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def get(launch, worker, space, index, size):
     """The value of 1, 2, 4 or 8 bytes in memory."""
     if space == enc.SHARED:
@@ -149,7 +149,7 @@ def get(launch, worker, space, index, size):
     return _get(launch.g8, launch.g16, launch.g32, launch.g64, index, size)
 
 
-@njit(nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def put(launch, worker, space, index, size, value):
     """Write 1, 2, 4 or 8 bytes."""
     if space == enc.SHARED:
@@ -160,7 +160,7 @@ def put(launch, worker, space, index, size, value):
         _put(launch.g8, launch.g16, launch.g32, launch.g64, index, size, value)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _state_error(found, write):
     """Error code of a record that is no access."""
     if found == s.IN_FLIGHT:
@@ -170,7 +170,7 @@ def _state_error(found, write):
     return s.NO_ERROR if write else s.UNWRITTEN
 
 
-@njit(nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def check_read(launch, worker, pc, warp, lane, space, index, size, flags):
     """Check a read of ``size`` bytes and remember it. False after an error."""
     cta = worker.control[s.CTA]
@@ -234,7 +234,7 @@ def check_read(launch, worker, pc, warp, lane, space, index, size, flags):
     return True
 
 
-@njit(nogil=True, error_model="numpy", forceinline=True)
+@inlined
 def check_write(launch, worker, pc, warp, lane, space, index, size, flags, same, mark):
     """Check a write of ``size`` bytes and leave ``mark`` as their record. False after an error.
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from ptx_inline.emu.simt.jit import compiled
 from ptx_inline.isa.arithmetic import NAN_BITS, WIDE, code_table
 from ptx_inline.isa.fragments import fragment
 from ptx_inline.isa.instructions import INSTRUCTIONS, instruction
@@ -153,13 +153,13 @@ def _scale_places(key: str, operand: str, byte_ids, thread_ids) -> np.ndarray:
     return places.reshape(-1)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _power_of_two(exponent):
     """2.0 ** exponent, for an exponent in float64's normal range."""
     return np.int64((np.int64(exponent) + _F64_BIAS) << _F64_MANTISSA_BITS).view(np.float64)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _toward_zero(value):
     """Bits of a float64 rounded toward zero to float32: NaN is canonical, -0 becomes +0."""
     if np.isnan(value):
@@ -174,13 +174,13 @@ def _toward_zero(value):
     return bits
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _code(registers, place, mask):
     word = registers[place >> _LANE_SHIFT, (place >> _REGISTER_SHIFT) & _PLACE_MASK]
     return np.int64((word >> np.uint32(place & _PLACE_MASK)) & mask)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _load_scales(tables, start, table, rows, count, registers, values, exponents):
     """Scales (rows, count) from a scale register of each lane."""
     for i in range(rows * count):
@@ -190,7 +190,7 @@ def _load_scales(tables, start, table, rows, count, registers, values, exponents
         exponents[i // count, i % count] = tables.exponents[table + code]
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _add_groups(numbers, tables, a, b, sfa, sfa_exponent, sfb, sfb_exponent, e_max, total):
     """MMAs that add groups of products; e_max and total (M, N) hold C's exponents and C, and get the result."""
     k, group = numbers[_K], numbers[_GROUP]
@@ -229,7 +229,7 @@ def _add_groups(numbers, tables, a, b, sfa, sfa_exponent, sfb, sfb_exponent, e_m
                 total[m, n] += np.trunc(np.float64(dots[g, m, n]) * (sfa[m, s] * sfb[n, s]) * unit)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _add_products(numbers, tables, a, b, sfa, sfa_exponent, sfb, sfb_exponent, e_max, total):
     """MMAs that add single products, whose scales multiply the elements; otherwise as :func:`_add_groups`."""
     k, vec = numbers[_K], numbers[_SF_VEC_SIZE]
@@ -266,7 +266,7 @@ def _add_products(numbers, tables, a, b, sfa, sfa_exponent, sfb, sfb_exponent, e
                 total[m, n] += np.trunc(row[i] * columns[i, n] * units[n])
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def selector_allowed(numbers, which, value):
     """Whether the instruction takes this byte_id_a, thread_id_a, byte_id_b or thread_id_b (``which`` 0 to 3)."""
     if which == 1:
@@ -276,7 +276,7 @@ def selector_allowed(numbers, which, value):
     return value < 4 and ((numbers[_BYTE_IDS] >> value) & 1) != 0
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def mma(tables, index, byte_id_a, thread_id_a, byte_id_b, thread_id_b, a, b, c, sfa, sfb, d):
     """D of the MMA ``tables.numbers[index]`` into ``d``, which may be ``c``.
 

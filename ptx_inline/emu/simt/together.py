@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.scalar_types import IADD, IAND, IMAX, IMIN, IOR, IXOR
@@ -11,6 +10,7 @@ from ptx_inline.emu.simt import state as s
 from ptx_inline.emu.simt.accesses import bank_transactions
 from ptx_inline.emu.simt.barriers import uniform
 from ptx_inline.emu.simt.integers import int_alu
+from ptx_inline.emu.simt.jit import compiled
 from ptx_inline.emu.simt.ldmatrix import ldmatrix_registers
 from ptx_inline.emu.simt.memory import check_read, check_write, fail, record, resolve
 from ptx_inline.emu.simt.mma import MmaTables, selector_allowed
@@ -20,7 +20,7 @@ _U0, _LOW32 = np.uint64(0), np.uint64(0xFFFFFFFF)
 _ROW_BYTES = 16
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def shuffle(launch, worker, pc, warp, mask):
     """``shfl.sync``: source lane and predicate as PTX ISA's pseudocode has them."""
     row = launch.code[pc]
@@ -60,7 +60,7 @@ def shuffle(launch, worker, pc, warp, mask):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def vote(launch, worker, pc, warp, mask):
     """``vote.sync``."""
     row = launch.code[pc]
@@ -82,7 +82,7 @@ def vote(launch, worker, pc, warp, mask):
             regs[base + row[enc.DST] * 32 + lane] = np.uint64(result)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def match(launch, worker, pc, warp, mask):
     """``match.sync``: any, or all with its predicate."""
     row = launch.code[pc]
@@ -104,7 +104,7 @@ def match(launch, worker, pc, warp, mask):
                 regs[base + row[enc.DST2] * 32 + lane] = np.uint64(alike)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def reduce(launch, worker, pc, warp, mask):
     """``redux.sync``."""
     row = launch.code[pc]
@@ -133,7 +133,7 @@ def reduce(launch, worker, pc, warp, mask):
             regs[base + row[enc.DST] * 32 + lane] = total
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def elect(launch, worker, pc, warp, mask):
     """``elect.sync``: the lowest lane."""
     row = launch.code[pc]
@@ -149,7 +149,7 @@ def elect(launch, worker, pc, warp, mask):
                 worker.regs[base + row[enc.DST2] * 32 + lane] = np.uint64(lane == leader)
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def _row_places(launch, worker, pc, warp, rows, write):
     """Shared-memory indices of the rows that the first ``rows`` lanes point at, checked; False after an error."""
     row = launch.code[pc]
@@ -169,7 +169,7 @@ def _row_places(launch, worker, pc, warp, rows, write):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def ldmatrix(launch, worker, pc, warp):
     """``ldmatrix`` of a whole warp; False after an error."""
     row = launch.code[pc]
@@ -190,7 +190,7 @@ def ldmatrix(launch, worker, pc, warp):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def stmatrix(launch, worker, pc, warp):
     """``stmatrix`` of a whole warp, the reverse of ``ldmatrix``; False after an error."""
     row = launch.code[pc]
@@ -216,7 +216,7 @@ def stmatrix(launch, worker, pc, warp):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def mma(launch, worker, pc, warp):
     """An MMA of a whole warp; False after an error."""
     row = launch.code[pc]
@@ -257,7 +257,7 @@ def mma(launch, worker, pc, warp):
     return True
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def member_mask(launch, worker, pc, warp, mask):
     """The member mask that all lanes of ``mask`` must name alike, themselves in it; -1 after an error."""
     base = warp * launch.numbers[s.ROWS] * 32
@@ -274,7 +274,7 @@ def member_mask(launch, worker, pc, warp, mask):
     return members
 
 
-@njit(nogil=True, error_model="numpy")
+@compiled
 def same_members(launch, worker, pc, warp, members, live):
     """Check that the lanes ``members``, which have come together, all name just these of the live ones."""
     base = warp * launch.numbers[s.ROWS] * 32
