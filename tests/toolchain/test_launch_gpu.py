@@ -47,11 +47,12 @@ def launch(x, y, n=1000, **options):
 def test_torch_tensors_on_the_current_stream(gpu):
     x = gpu.arange(1000, dtype=gpu.int32, device="cuda")
     y = gpu.empty_like(x)
-    launch(x, y)  # compiles and loads, which would outlast the wait below
+    x.add_(0)  # torch's kernel and ours are compiled and loaded here, which could outlast the wait below
+    launch(x, y)
     gpu.cuda.synchronize()
     stream = gpu.cuda.Stream()
     with gpu.cuda.stream(stream):
-        gpu.cuda._sleep(50_000_000)  # the launch must wait behind this
+        gpu.cuda._sleep(400_000_000)  # 0.2 s, behind which the launch must wait
         x.add_(5)
         launch(x, y)
         finished = stream.record_event()
