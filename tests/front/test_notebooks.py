@@ -30,7 +30,8 @@ def test_outputs_are_stripped_and_logic_stays_in_the_package(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_and_every_cell_shows_something(path):
     notebook = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
+    resources = {"metadata": {"path": str(ROOT)}}
+    client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources)
     client.execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
