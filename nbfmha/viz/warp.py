@@ -70,7 +70,7 @@ def draw_accumulation(stops: Iterable, final: np.ndarray, expected: np.ndarray) 
             (above, values, name),
             (below, missing, f"missing: at most {np.abs(missing).max():.3g}"),
         ):
-            _draw_values(axes, shown, largest, style.DIVERGING, size=6.5)
+            _draw_values(axes, shown, largest, style.DIVERGING, size=6.5 if axes is above else None)
             style.title(axes, text)
             axes.set_xlabel("column n")
     for axes in panels[:, 0]:
@@ -99,8 +99,8 @@ def draw_profile(profile, *, most: int = 16) -> Figure:
     _draw_accesses(right, others, most, "global memory: 32-byte sectors")
     style.note(
         figure,
-        "Line and text of the PTX. Green: the fewest transactions that the bytes allow; red: bank conflicts, or sectors used in "
-        "part. Number: transactions over the fewest, and how often a warp executed the line.",
+        "Line and text of the PTX. Green: the fewest transactions that the bytes allow; red: bank conflicts, or sectors "
+        "used in part. Number: transactions over the fewest, and how often a warp executed the line.",
     )
     return figure
 
@@ -152,15 +152,15 @@ def _draw_factors(figure, stop, operands: dict[str, np.ndarray], lane: int | Non
                 _frame(axes, held, lane)
 
 
-def _draw_values(axes: Axes, values: np.ndarray, limit: float, colours, *, size: float) -> None:
-    """A matrix as a heatmap with its numbers; sequential colours begin at zero."""
+def _draw_values(axes: Axes, values: np.ndarray, limit: float, colours, *, size: float | None) -> None:
+    """A matrix as a heatmap, with its numbers in letters of ``size`` unless None; sequential colours begin at zero."""
     rows, cols = values.shape
     low = -limit if colours == style.DIVERGING else 0.0
     axes.imshow(values, cmap=colours, vmin=low, vmax=limit, aspect="auto", interpolation="nearest")
     style.cell_grid(axes, rows, cols)
     axes.set_yticks(range(rows))
     axes.set_xticks(range(cols))
-    for row, col in np.ndindex(rows, cols):
+    for row, col in np.ndindex(rows, cols) if size is not None else ():
         dark = abs(values[row, col]) > 0.62 * limit
         style.label_cell(axes, row, col, f"{values[row, col]:.3g}", size=size, colour="white" if dark else style.INK)
 
