@@ -158,16 +158,16 @@ def _list_kernel(kind: str, name: str, arch: str, *, mix_only: bool) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="quantize or launch.")],
+    name: Annotated[str, typer.Argument(help="emulator (needs no GPU), launch or quantize.")],
     json_path: Json = None,
 ):
-    """Measure on this machine's GPU, beside the peers."""
+    """Measure on this machine: kernels and launches on its GPU beside the peers, the emulator on its CPU."""
     from importlib import import_module
 
     from nbfmha.bench import BENCHMARKS
 
     if name not in BENCHMARKS:
-        _stop(f"benchmark must be {' or '.join(sorted(BENCHMARKS, reverse=True))}, got {name!r}")
+        _stop(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {name!r}")
     try:
         import_module(f"nbfmha.bench.{name}").main(json_path)
     except (RuntimeError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Terminal tables of the commands: machine report, fragment layouts, instruction mix."""
+"""Terminal tables: machine report, fragment layouts, instruction mix, profile of an emulated run."""
 
 from __future__ import annotations
 
@@ -101,6 +101,33 @@ def instruction_mix_table(opcodes: dict[str, int], mma: int, title: str) -> Bloc
         table.add_row(name, str(count), f"{count / total:.1%}", "" if listed == name else listed)
     ratio = f"{(total - mma) / mma:.1f} other instructions for each" if mma else "no matrix instruction"
     return Block(table, Text(f"{total} instructions, {mma} MMA: {ratio} (static count, loops counted once)"))
+
+
+def profile_table(profile, *, most: int = 12) -> Block:
+    """An emulator's ``Profile``: instructions by class, and the ``most`` memory instructions that cost most beyond the
+    fewest transactions possible (bank conflicts, sectors used in part)."""
+    classes = _plain_table("class", "warp instructions", "share", "lanes in use", title="Executed")
+    for one in profile.by_class():
+        share, lanes = one.warp_instructions / profile.warp_instructions, one.lane_instructions / one.warp_instructions
+        classes.add_row(one.name, f"{one.warp_instructions:,}", f"{share:.1%}", f"{lanes:.1f} of 32")
+    found = profile.accesses()
+    worst = sorted(found, key=lambda access: (access.ideal - access.transactions, access.space != "shared", access.line))
+    worst = worst[:most]
+    title = "Memory" if len(worst) == len(found) else f"Memory, {len(worst)} of {len(found)} instructions"
+    accesses = _plain_table("line", "PTX", "space", "executed", "transactions", "fewest", "excess", title=title)
+    accesses.columns[1].no_wrap, accesses.columns[1].overflow, accesses.columns[1].max_width = True, "ellipsis", 60
+    for access in worst:
+        excess = Text(f"{access.excess:.2f}x", "" if access.transactions == access.ideal else "yellow")
+        numbers = (f"{number:,}" for number in (access.requests, access.transactions, access.ideal))
+        accesses.add_row(str(access.line), " ".join(access.text.split()).rstrip(";"), access.space, *numbers, excess)
+    for table, first in ((classes, 1), (accesses, 3)):
+        for column in table.columns[first:]:
+            column.justify = "right"
+    summary = (
+        f"{profile.warp_instructions:,} warp instructions, {profile.lane_instructions:,} counted a lane; "
+        f"{profile.bank_conflicts} bank conflicts, {profile.coalescing:.2f} times the fewest sectors"
+    )
+    return Block(classes, accesses, Text(summary))
 
 
 def resources_line(resources) -> str:

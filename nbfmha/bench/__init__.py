@@ -4,6 +4,7 @@ Run by ``nbfmha bench NAME``; each module has ``main(json_path)``. ``HISTORY.md`
 """
 
 BENCHMARKS = {
+    "emulator": "lane-instructions a second of the PTX emulator on this CPU; needs no GPU",
     "launch": "host cost of one launch and of a process's first launch",
     "quantize": "quantise and dequantise kernels beside a device copy and a torch.compile quantiser",
 }

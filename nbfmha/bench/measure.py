@@ -65,7 +65,8 @@ def write_json(path: Path | str | None, report: dict) -> None:
 
 
 def console():
-    """A rich console on standard output."""
+    """A rich console on standard output; a pipe or log gets 120 columns, enough for every table."""
     from rich.console import Console
 
-    return Console(file=sys.stdout)
+    console = Console(file=sys.stdout)
+    return console if console.is_terminal else Console(file=sys.stdout, width=120)

@@ -1,4 +1,4 @@
-"""Drawings of formats, thread-to-element layouts, scale layouts and scores.
+"""Drawings of formats, thread-to-element layouts, scale layouts, scores, and warps of the emulator.
 
 Every function takes arrays or descriptors and returns a new ``matplotlib.figure.Figure``; nothing opens a window or keeps
 global state. ``nbfmha layout --png``, ``nbfmha validate --plot`` and the notebooks draw with the same functions.
@@ -16,13 +16,17 @@ from nbfmha.viz.fragments import draw_fragment, draw_packing
 from nbfmha.viz.scales import draw_scale_layout
 from nbfmha.viz.scores import draw_scores, draw_tiles
 from nbfmha.viz.style import save
+from nbfmha.viz.warp import draw_accumulation, draw_mma, draw_profile
 
 __all__ = [
+    "draw_accumulation",
     "draw_block",
     "draw_error_by_magnitude",
     "draw_fragment",
+    "draw_mma",
     "draw_number_lines",
     "draw_packing",
+    "draw_profile",
     "draw_quantized_matrix",
     "draw_rounding",
     "draw_scale_layout",

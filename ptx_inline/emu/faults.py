@@ -113,7 +113,7 @@ def _access(code: int, extra: int, other: int, launch: s.Launch) -> str:
         return "ordinary access to an mbarrier object"
     if code == s.READ_ONLY_WRITTEN:
         return "ld.global.nc of memory that this kernel has written"
-    cta, warp, lane, _ = (int(part) for part in record_parts(np.uint64(other & (1 << 64) - 1)))
+    cta, warp, lane, _ = (int(part) for part in record_parts.py_func(np.uint64(other & (1 << 64) - 1)))
     who = "an asynchronous copy" if warp == s.ASYNC else f"warp {warp} lane {lane} of CTA {cta_coordinates(launch, cta)}"
     theirs = "written" if other < 0 or not extra else "read"
     mine = "write to" if extra else "read of"

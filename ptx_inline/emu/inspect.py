@@ -12,7 +12,7 @@ from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.faults import cta_coordinates
 from ptx_inline.emu.machine import Machine, compiled_core
 from ptx_inline.emu.profile import Profile
-from ptx_inline.emu.scalar_types import BITS, F32, F64
+from ptx_inline.emu.scalar_types import BITS, F16, F32, F64, PRED, SIGNED
 from ptx_inline.emu.simt import state as s
 from ptx_inline.emu.simt.handle import table
 from ptx_inline.isa.arithmetic import code_table
@@ -38,7 +38,8 @@ class Breakpoint:
 
 
 class Stop:
-    """A warp before an instruction. Values are copies, read when asked for; the stop is valid until the run goes on.
+    """A warp before an instruction. Values are copies, read when asked for. Once the run has gone on, asking for more
+    raises ``RuntimeError``: the registers have changed.
 
     Attributes:
         line, text: the instruction. cta: (x, y, z). warp: its number. lanes: numbers of the lanes about to execute it,
@@ -55,17 +56,24 @@ class Stop:
         mask = int(worker.control[s.STOPPED_MASK])
         self.lanes = [lane for lane in range(32) if mask >> lane & 1]
         self.mma = mma
+        self._over = False
 
     def register(self, name: str, warp: int | None = None) -> np.ndarray:
-        """A register of all 32 lanes, in the dtype of its PTX type (predicates as bool); ``name`` as in the PTX.
+        """A register of all 32 lanes, in the dtype that it is declared with: ``.pred`` bool, ``.s32`` int32, ``.f32``
+        float32; ``.b32`` and what NumPy has not got (``.bf16``, ``.f16x2``) as unsigned bits. ``name``: as in the PTX.
 
-        Raises ``KeyError`` for a name that the kernel does not declare.
+        Raises ``KeyError`` for a name that the kernel does not declare, ``ValueError`` for a warp that it has not.
         """
-        found = self._machine.program.registers[name]
+        program = self._machine.program
+        if name not in program.registers:
+            raise KeyError(f"{name} is no register of {program.name}; the PTX declares {len(program.registers)}")
+        found = program.registers[name]
         values = self._values(found.row, self._check_warp(warp))
-        if found.type in (F32, F64):
-            return values.astype(f"u{BITS[found.type] // 8}").view(np.float32 if found.type == F32 else np.float64)
-        return values != 0 if BITS[found.type] == 1 else values.astype(f"u{BITS[found.type] // 8}")
+        if found.type == PRED:
+            return values != 0
+        size = BITS[found.type] // 8
+        kind = "f" if found.type in (F16, F32, F64) else "i" if found.type in SIGNED else "u"
+        return values.astype(f"u{size}").view(f"{kind}{size}")
 
     def registers(self) -> dict[str, np.ndarray]:
         """Every register of the kernel by name."""
@@ -108,8 +116,15 @@ class Stop:
         return code_table(name, self.fragment(operand).element_bits)[0][codes]
 
     def shared(self, offset: int = 0, size: int | None = None) -> np.ndarray:
-        """Bytes of shared memory; what nobody has written reads 0xCD."""
-        end = int(self._machine.launch.numbers[s.SHARED_BYTES]) if size is None else offset + size
+        """Bytes of the CTA's shared memory; what nobody has written reads 0xCD.
+
+        Raises ``ValueError`` for bytes beyond its end.
+        """
+        self._check_current()
+        total = int(self._machine.launch.numbers[s.SHARED_BYTES])
+        end = total if size is None else offset + size
+        if not 0 <= offset <= end <= total:
+            raise ValueError(f"offset and size must lie in the {total} bytes of shared memory, got {offset}, {size}")
         return self._worker.s8[offset:end].copy()
 
     def __repr__(self) -> str:
@@ -133,7 +148,14 @@ class Stop:
         first, count = spans[operand]
         return [int(row) for row in lists[first : first + count]]
 
+    def _check_current(self) -> None:
+        if self._over:
+            raise RuntimeError(
+                f"the run has gone on since {self!r}; read what you need of a stop before asking for the next one"
+            )
+
     def _values(self, row: int, warp: int) -> np.ndarray:
+        self._check_current()
         first = (warp * self._machine.program.rows + row) * 32
         return self._worker.regs[first : first + 32].copy()
 
@@ -156,6 +178,7 @@ class Session:
         code, breaks = machine.program.code, machine.launch.breaks
         mmas = code[:, enc.KIND] == enc.MMA
         for breakpoint in self.breakpoints:
+            self._check_place(breakpoint)
             if breakpoint.line is not None:
                 at = code[:, enc.LINE] == breakpoint.line
                 if not np.any(at):
@@ -167,6 +190,18 @@ class Session:
                 breaks[code[:, enc.KIND] != enc.JUMP] = 1
         if any(breakpoint.mma is not None for breakpoint in self.breakpoints):
             breaks[mmas] = 1
+
+    def _check_place(self, breakpoint: Breakpoint) -> None:
+        """Raises ``ValueError`` for a warp or CTA that the launch has not: the breakpoint would never be reached."""
+        numbers = self.machine.launch.numbers
+        warps, grid = int(numbers[s.WARPS]), tuple(int(size) for size in numbers[s.GRID_X : s.GRID_Z + 1])
+        if breakpoint.warp is not None and breakpoint.warp not in range(warps):
+            raise ValueError(f"breakpoint warp must be in 0..{warps - 1}, got {breakpoint.warp}")
+        if breakpoint.cta is None:
+            return
+        inside = len(breakpoint.cta) == 3 and all(x in range(size) for x, size in zip(breakpoint.cta, grid, strict=True))
+        if not inside:
+            raise ValueError(f"breakpoint cta must be (x, y, z) in the grid {grid}, got {breakpoint.cta}")
 
     @property
     def profile(self) -> Profile:
@@ -198,6 +233,7 @@ class Session:
             stop = Stop(self.machine, self.worker, row, warp, number)
             if any(_holds(breakpoint, stop) for breakpoint in self.breakpoints):
                 yield stop
+            stop._over = True
 
 
 def _holds(breakpoint: Breakpoint, stop: Stop) -> bool:

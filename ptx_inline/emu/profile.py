@@ -110,7 +110,7 @@ class Profile:
     def __repr__(self) -> str:
         classes = ", ".join(f"{c.warp_instructions} {c.name}" for c in self.by_class())
         return (
-            f"Profile({self.ctas} CTAs, {self.warp_instructions} warp instructions: {classes}; "
+            f"Profile(CTAs: {self.ctas}, {self.warp_instructions} warp instructions: {classes}; "
             f"{self.bank_conflicts} bank conflicts, {self.coalescing:.2f} x the fewest sectors)"
         )
 

@@ -87,7 +87,7 @@ def test_layout_as_a_picture(tmp_path):
         (("validate", "--json", "no/such/folder/x.json"), "cannot write no/such/folder/x.json"),
         (("sass", "nonsense"), "kernel must be one of quantize"),
         (("ptx", "qk", "--arch", "sm_999"), "arch must be one of"),
-        (("bench", "nonsense"), "benchmark must be quantize or launch"),
+        (("bench", "nonsense"), "benchmark must be one of emulator, launch, quantize"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message):
