@@ -77,6 +77,8 @@ def _match(decode, modifiers, dst, value, mask):
     all_lanes = modifiers.take("any", "all") == "all"
     modifiers.drop("sync")
     type = modifiers.type()
+    if type not in (st.U32, st.U64):
+        raise decode.unsupported("unsupported match")
     first, second = decode.pair(dst)
     decode.emit(
         enc.MATCH, op=int(all_lanes), dst=first, dst2=second, a=decode.source(value, type),
