@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ptx_inline.emu.errors import UnsupportedPTX
-from ptx_inline.emu.scalar_types import BITS, TYPES
+from ptx_inline.emu.scalar_types import BITS, F32, TYPES
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r]+|//[^\n]*|/\*.*?\*/)|(?P<newline>\n)|(?P<string>"[^"]*")
@@ -298,7 +298,8 @@ class _Parser:
             if depth == 0:
                 break
         width = BITS[type] // 8
-        content = b"".join((value.value % (1 << 8 * width)).to_bytes(width, "little") for value in values)
+        bits = [float32_bits(value.value) if value.kind == "d" and type == F32 else value.value for value in values]
+        content = b"".join((value % (1 << 8 * width)).to_bytes(width, "little") for value in bits)
         return content.ljust(size, b"\0")
 
     def registers(self, entry: Entry) -> None:
@@ -451,6 +452,11 @@ class _Parser:
         if name.startswith("%"):
             raise self.unknown(f"unknown register {name}")
         return Symbol(name)
+
+
+def float32_bits(bits: int) -> int:
+    """Bits of the float32 nearest to a float64 that is given by its bits."""
+    return struct.unpack("<I", struct.pack("<f", struct.unpack("<d", struct.pack("<Q", bits))[0]))[0]
 
 
 def _integer(token: str) -> int:

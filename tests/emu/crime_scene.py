@@ -53,5 +53,7 @@ def is_crime(error, message, body, args=(), block=(32,), grid=(1,), *, cta=(0, 0
 def race(mine, theirs, warp, lane, where, cta=(0, 0, 0)):
     """The message of a data race; lane ``None`` for several of the warp's."""
     verb = {"read": "read of", "write": "write to"}[mine]
-    whom = f"warp {warp} lane {lane} of CTA {cta} has" if lane is not None else f"several lanes of warp {warp} of CTA {cta} have"
+    whom = f"warp {warp} lane {lane} of CTA {cta} has"
+    if lane is None:
+        whom = f"several lanes of warp {warp} of CTA {cta} have"
     return f"data race: {verb} a byte that {whom} {theirs}, and nothing orders the two ({where})"

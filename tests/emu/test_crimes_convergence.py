@@ -54,8 +54,8 @@ def test_half_a_warp_by_a_guard(instruction):
 
 
 def test_the_two_sides_of_a_branch_at_two_barriers():
-    body = HALVES + "@!%p2 bra OTHER;\nbar.sync 0; // HERE\nret;\nOTHER: bar.sync 0;"
-    is_crime(DivergenceError, apart("lanes 0-15", "lanes 16-31"), body, lane=0)
+    body = HALVES + "@!%p2 bra OTHER;\nbar.sync 0;\nret;\nOTHER: bar.sync 0; // HERE"
+    is_crime(DivergenceError, apart("lanes 16-31", "lanes 0-15"), body, lane=16)
 
 
 @pytest.mark.parametrize("mma", [MMA, LDMATRIX], ids=["mma", "ldmatrix"])
