@@ -78,7 +78,7 @@ def test_loops_with_trip_counts_of_their_own():
             x, steps = (x // 2 if x % 2 == 0 else 3 * x + 1), steps + 1
         return steps  # 10000 more if lanes came to the end apart
 
-    is_as(model, body.replace("or.pred", "or.pred"))
+    is_as(model, body)
 
 
 def test_nested_loops_with_breaks():
@@ -218,10 +218,11 @@ def test_spin_lock_within_a_warp(layout, work):
     """The lane that holds the lock must get its turn however the others' loop is laid out, and however long it is."""
     padding = "add.u32 %r9, %r9, 1;\n" * work
     take = "atom.global.cas.b32 %r4, [%rd1], 0, 1;\nsetp.ne.u32 %p1, %r4, 0;\n" + padding
+    table = "TABLE: .branchtargets GO, SPIN;\n"
     loops = {
         "backward branch": f"SPIN: {take}@%p1 bra SPIN;",
         "backward fall-through": f"bra HEAD;\nBODY: add.u32 %r9, %r9, 1;\nHEAD: {take}@%p1 bra BODY;",
-        "indexed branch": f"SPIN: {take}selp.u32 %r5, 1, 0, %p1;\nTABLE: .branchtargets GO, SPIN;\nbrx.idx %r5, TABLE;\nGO:",
+        "indexed branch": table + f"SPIN: {take}selp.u32 %r5, 1, 0, %p1;\nbrx.idx %r5, TABLE;\nGO:",
     }
     body = START + loops[layout] + """
     ld.relaxed.gpu.global.u32 %r6, [%rd2];

@@ -17,7 +17,7 @@ def results(body, count=1, **options):
     ("statement", "what"),
     [
         ("frobnicate.b32 %r1, %r2;", "unknown instruction"),
-        ("tex.2d.v4.f32.f32 {%f1, %f2, %f3, %f4}, [%rd0, {%f1, %f2}];", "cannot read ','"),
+        ("tex.2d.v4.f32.f32 {%f1, %f2, %f3, %f4}, [%rd0, {%f1, %f2}];", "expected ']', got ','"),
         ("add.fancy.u32 %r1, %r2, %r3;", "unknown modifier .fancy"),
         ("ld.global.sideways.u32 %r1, [%rd0];", "unknown modifier .sideways"),
         ("add.u32 %r1, %r2;", "wrong number of operands"),
@@ -129,7 +129,11 @@ def test_immediates(type, literal, bits):
 
 
 def test_wide_immediates():
-    body = "mov.f64 %fd1, 0d400921FB54442D18;\nst.global.f64 [%rd0], %fd1;\nmov.s64 %rd1, -2;\nst.global.u64 [%rd0+8], %rd1;"
+    body = """
+    mov.f64 %fd1, 0d400921FB54442D18;
+    st.global.f64 [%rd0], %fd1;
+    mov.s64 %rd1, -2;
+    st.global.u64 [%rd0+8], %rd1;"""
     (found,) = run(body, [np.zeros(2, np.float64)], (1,))
     assert found[0] == np.pi
     assert found.view(np.int64)[1] == -2
