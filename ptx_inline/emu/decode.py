@@ -7,13 +7,12 @@ holds what they share. A modifier that nobody took is an ``UnsupportedPTX``, nev
 from __future__ import annotations
 
 import inspect
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.errors import UnsupportedPTX
-from ptx_inline.emu.parse import Address, Immediate, Instruction, Operand, Register, Sink, Special, Symbol
+from ptx_inline.emu.parse import Address, Immediate, Instruction, Operand, Register, Sink, Special, Symbol, float32_bits
 from ptx_inline.emu.scalar_types import BITS, F32, PRED, TYPES
 
 MODULE_BASE = 1 << 32  # of global buffer 0, which holds the module's variables
@@ -161,7 +160,7 @@ class Decoder:
         """Bits of a constant in ``type``."""
         value = operand.value
         if type == F32 and operand.kind == "d":
-            value = struct.unpack("<I", struct.pack("<f", struct.unpack("<d", struct.pack("<Q", value))[0]))[0]
+            value = float32_bits(value)
         if type == PRED:
             return int(value != 0)
         return value % (1 << BITS[type])

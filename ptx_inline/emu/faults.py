@@ -81,15 +81,22 @@ def lanes(mask: int) -> str:
 def _describe(program: Program, image: MemoryImage, launch: s.Launch, error: np.ndarray) -> tuple[str, int | None]:
     code, space = int(error[s.ERROR_CODE]), int(error[s.ERROR_SPACE])
     extra, other, address = int(error[s.ERROR_EXTRA]), int(error[s.ERROR_OTHER]), int(error[s.ERROR_ADDRESS])
+    wrong_kind = code == s.OUT_OF_BOUNDS and extra < 0 and space != enc.GLOBAL
+    address &= (1 << 64) - 1 if space == enc.GLOBAL or wrong_kind else (1 << 32) - 1
     name = enc.SPACES[space] if 0 <= space < len(enc.SPACES) else "?"
     match code:
         case s.OUT_OF_BOUNDS:
+            if wrong_kind:
+                return f"generic address {address:#x} in an instruction for {name} memory", address
             if space != enc.GLOBAL:
-                return f"{other} bytes at {name} address {address & 0xFFFFFFFF:#x} are outside its {extra} bytes", address
+                return f"{other} bytes at {name} address {address:#x} are outside its {extra} bytes", address
             if extra < 0:
                 return f"{other} bytes at {address:#x} are in no buffer: not an address of any argument", address
             offset = address & 0xFFFFFFFF
-            where = describe_buffer(image, extra, offset - (1 << 32) if offset >> 31 else offset)
+            buffer = extra
+            if offset >> 31 and extra + 1 < len(image.owners):  # before the next buffer rather than far behind this one
+                buffer, offset = extra + 1, offset - (1 << 32)
+            where = describe_buffer(image, buffer, offset)
             return f"{other} bytes out of bounds: {where}", address
         case s.MISALIGNED:
             return f"{name} address {address:#x} must be a multiple of the access's {extra} bytes", address
@@ -99,7 +106,7 @@ def _describe(program: Program, image: MemoryImage, launch: s.Launch, error: np.
             address, words = describe_global(image, address)
             where += f", {words}"
         return f"{_access(code, extra, other, launch)} ({where})", address
-    return _CONTROL[code](program, extra, other), address or None
+    return _CONTROL[code](program, extra, other), address if code in (s.NO_MBARRIER, s.MBARRIER_OVERFLOW) else None
 
 
 def _access(code: int, extra: int, other: int, launch: s.Launch) -> str:
@@ -114,17 +121,21 @@ def _access(code: int, extra: int, other: int, launch: s.Launch) -> str:
     if code == s.READ_ONLY_WRITTEN:
         return "ld.global.nc of memory that this kernel has written"
     cta, warp, lane, _ = (int(part) for part in record_parts.py_func(np.uint64(other & (1 << 64) - 1)))
-    who = "an asynchronous copy" if warp == s.ASYNC else f"warp {warp} lane {lane} of CTA {cta_coordinates(launch, cta)}"
+    several = other & int(s.SEVERAL_BIT)
+    whom = f"several lanes of warp {warp}" if several else f"warp {warp} lane {lane}"
+    who = "an asynchronous copy" if warp == s.ASYNC else f"{whom} of CTA {cta_coordinates(launch, cta)}"
     theirs = "written" if other < 0 or not extra else "read"
     mine = "write to" if extra else "read of"
-    return f"data race: {mine} a byte that {who} has {theirs}, and nothing orders the two"
+    return f"data race: {mine} a byte that {who} {'have' if several else 'has'} {theirs}, and nothing orders the two"
 
 
 _CONTROL = {
     s.NOT_TOGETHER: lambda program, here, missing: (
         f"{lanes(here)} wait at an instruction that lanes must execute together; {lanes(missing)} will not come"
     ),
-    s.LANES_GONE: lambda program, gone, _: f"a whole warp must execute this instruction, but {lanes(gone)} has ended",
+    s.LANES_GONE: lambda program, gone, _: (
+        f"a whole warp must execute this instruction, but {lanes(gone)} {'have' if gone & (gone - 1) else 'has'} ended"
+    ),
     s.MASK_DIFFERS: lambda program, found, expected: (
         f"lanes name different member masks: {found:#010x}, where those here are {expected:#010x}"
     ),

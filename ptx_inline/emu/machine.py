@@ -66,8 +66,8 @@ class Machine:
         numbers = np.zeros(16, np.int64)
         numbers[s.GRID_X : s.GRID_Z + 1], numbers[s.BLOCK_X : s.BLOCK_Z + 1] = grid, block
         numbers[s.THREADS], numbers[s.WARPS], numbers[s.ROWS] = threads, -(-threads // 32), program.rows
-        numbers[s.SHARED_BYTES], numbers[s.STATIC_SHARED] = shared, program.shared_bytes
-        numbers[s.LOCAL_BYTES] = -(-program.local_bytes // 16) * 16
+        numbers[s.SHARED_BYTES], numbers[s.STATIC_SHARED] = shared, shared - smem_bytes
+        numbers[s.LOCAL_BYTES] = program.local_bytes
         numbers[s.PARAM_START], numbers[s.PARAM_BYTES] = self.image.parameters, program.parameter_bytes
         numbers[s.LIMIT], numbers[s.SHARES_GLOBAL] = max_instructions, program.shares_global
         size = self.image.written.size

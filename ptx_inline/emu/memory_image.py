@@ -154,7 +154,7 @@ def _scalar(position: int, parameter: Parameter, argument: object) -> np.ndarray
         raise TypeError(f"argument {position}: parameters that are structures or arrays are not supported")
     if isinstance(argument, np.generic):
         argument = argument.item()
-    if parameter.type in (F32, F64) or (isinstance(argument, float) and bits >= 32):
+    if parameter.type in (F32, F64) or (isinstance(argument, float) and bits >= 32 and not parameter.is_pointer):
         if not isinstance(argument, int | float):
             raise TypeError(f"argument {position} must be a number, got {type(argument).__name__}")
         return np.array(argument, np.float32 if bits == 32 else np.float64)

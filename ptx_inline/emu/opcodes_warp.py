@@ -77,6 +77,8 @@ def _match(decode, modifiers, dst, value, mask):
     all_lanes = modifiers.take("any", "all") == "all"
     modifiers.drop("sync")
     type = modifiers.type()
+    if type not in (st.U32, st.U64):
+        raise decode.unsupported("unsupported match")
     first, second = decode.pair(dst)
     decode.emit(
         enc.MATCH, op=int(all_lanes), dst=first, dst2=second, a=decode.source(value, type),
@@ -145,6 +147,8 @@ def _mbarrier(decode, modifiers, *operands):
     op = modifiers.take("init", "inval", "arrive", "arrive_drop", "expect_tx", "test_wait", "try_wait", "complete_tx")
     expect = op in ("arrive", "arrive_drop") and modifiers.take("expect_tx") is not None
     parity = modifiers.take("parity") is not None
+    if op is None:
+        raise decode.unsupported("unsupported mbarrier operation")
     modifiers.drop("acquire", "release", "relaxed", "cta", "shared", "shared::cta", "noComplete", "b64")
     operands = list(operands)
     dst = enc.NO_ROW

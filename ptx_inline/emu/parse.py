@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ptx_inline.emu.errors import UnsupportedPTX
-from ptx_inline.emu.scalar_types import BITS, TYPES
+from ptx_inline.emu.scalar_types import BITS, F32, TYPES
 
 _TOKEN = re.compile(
     r"""(?P<space>[ \t\r]+|//[^\n]*|/\*.*?\*/)|(?P<newline>\n)|(?P<string>"[^"]*")
@@ -82,7 +82,10 @@ Operand = Register | Immediate | Special | Symbol | Address | Sink | tuple
 
 @dataclass(frozen=True)
 class Variable:
-    """A declared variable or parameter: where it lives, its size in bytes (0 for ``[]``) and first content, if any."""
+    """A declared variable or parameter: where it lives, its size in bytes (0 for ``[]``) and first content, if any.
+
+    is_pointer: a parameter that says so (``.ptr``), which no floating-point number can be.
+    """
 
     name: str
     space: str
@@ -90,6 +93,7 @@ class Variable:
     size: int
     alignment: int
     content: bytes | None = None
+    is_pointer: bool = False
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,7 @@ class _Parser:
     def declaration(self) -> list[Variable]:
         """``.space .align n .type name[n] = {...}, ...`` up to what ends it."""
         space = self.next().removeprefix(".").partition("::")[0]
-        alignment, type, vector = 0, None, 1
+        alignment, type, vector, is_pointer = 0, None, 1, False
         while self.kind == "directive":
             word = self.next()
             if word == ".align":
@@ -257,7 +261,9 @@ class _Parser:
                 vector = int(word[2])
             elif word.removeprefix(".") in TYPES:
                 type = TYPES[word.removeprefix(".")]
-            elif word not in (".ptr", ".global", ".shared", ".const", ".local"):
+            elif word == ".ptr":
+                is_pointer = True
+            elif word not in (".global", ".shared", ".const", ".local"):
                 raise self.unknown(f"unsupported {word} in a declaration")
         if type is None:
             raise self.unknown("declaration without a type")
@@ -269,7 +275,10 @@ class _Parser:
                 self.expect("]")
             element = BITS[type] // 8
             content = self.initialiser(type, count * element) if self.accept("=") else None
-            variables.append(Variable(name, space, type, count * element, max(alignment, element * vector), content))
+            if is_pointer:  # .align is of what it points to
+                alignment = 0
+            alignment = max(alignment, element * vector)
+            variables.append(Variable(name, space, type, count * element, alignment, content, is_pointer))
             if space == "param" or not self.accept(","):
                 return variables
 
@@ -289,7 +298,8 @@ class _Parser:
             if depth == 0:
                 break
         width = BITS[type] // 8
-        content = b"".join((value.value % (1 << 8 * width)).to_bytes(width, "little") for value in values)
+        bits = [float32_bits(value.value) if value.kind == "d" and type == F32 else value.value for value in values]
+        content = b"".join((value % (1 << 8 * width)).to_bytes(width, "little") for value in bits)
         return content.ljust(size, b"\0")
 
     def registers(self, entry: Entry) -> None:
@@ -317,7 +327,7 @@ class _Parser:
         self.scopes = [{}]
         while self.scopes:
             if self.accept("{"):
-                self.scopes.append({})
+                self.scopes.append(self.inner_labels())
             elif self.accept("}"):
                 self.scopes.pop()
             elif self.accept(".reg"):
@@ -331,25 +341,37 @@ class _Parser:
             elif self.token in _HINTS:
                 self.skip_hint()
             elif self.kind == "word" and self.tokens[self.at + 1][1] == ":":
-                label = self.label(self.next())
+                name = self.next()
+                label = self.scopes[-1].get(name, name)
                 entry.labels[label] = len(entry.instructions)
                 self.expect(":")
                 if self.accept(".branchtargets"):
-                    entry.tables[label] = [self.next()]
+                    entry.tables[label] = [self.target()]
                     while self.accept(","):
-                        entry.tables[label].append(self.next())
+                        entry.tables[label].append(self.target())
                     self.expect(";")
             elif self.kind == "word" or self.token == "@":
                 entry.instructions.append(self.instruction())
             elif not self.accept(";"):
                 raise self.unknown("unsupported statement")
 
-    def label(self, name: str) -> str:
-        """A label's name, made unique where inline assembly declares it in a scope of its own."""
-        if len(self.scopes) > 1:
-            self.scopes[-1][name] = f"{name}@{self.line}"
-            return f"{name}@{self.line}"
-        return name
+    def inner_labels(self) -> dict[str, Register | str]:
+        """The labels of the scope that begins here, which branches before them may name already, each made unique."""
+        labels, depth, at = {}, 1, self.at
+        while depth and at + 1 < len(self.tokens):
+            (kind, token, line), following = self.tokens[at], self.tokens[at + 1][1]
+            depth += (token == "{") - (token == "}")
+            if depth == 1 and kind == "word" and following == ":":
+                labels[token] = f"{token}@{line}"
+            at += 1
+        return labels
+
+    def target(self) -> str:
+        """The label that a name means here."""
+        found = self.name(self.next())
+        if not isinstance(found, Symbol):
+            raise self.unknown("expected a label")
+        return found.name
 
     def instruction(self) -> Instruction:
         line, guard = self.line, None
@@ -430,6 +452,11 @@ class _Parser:
         if name.startswith("%"):
             raise self.unknown(f"unknown register {name}")
         return Symbol(name)
+
+
+def float32_bits(bits: int) -> int:
+    """Bits of the float32 nearest to a float64 that is given by its bits."""
+    return struct.unpack("<I", struct.pack("<f", struct.unpack("<d", struct.pack("<Q", bits))[0]))[0]
 
 
 def _integer(token: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.program import Program
 from ptx_inline.emu.simt import state as s
+
+_LABEL = re.compile(r"^[\w$]+:(?!:)\s*")  # before an instruction on the same line
 
 
 @dataclass(frozen=True)
@@ -116,5 +119,5 @@ class Profile:
 
 
 def _opcode(text: str) -> str:
-    words = text.split()
+    words = _LABEL.sub("", text).split()
     return words[1 if words[0].startswith("@") else 0].rstrip(";")

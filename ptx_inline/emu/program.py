@@ -28,6 +28,7 @@ class Parameter:
     type: int
     offset: int
     size: int
+    is_pointer: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,8 @@ def _program(module: Module, entry: Entry) -> Program:
         presets=presets,
         specials=np.array(sorted(decode.specials.items()), np.int64).reshape(-1, 2),
         parameters=tuple(
-            Parameter(each.name, each.type, places[each.name].address, each.size) for each in entry.parameters
+            Parameter(each.name, each.type, places[each.name].address, each.size, each.is_pointer)
+            for each in entry.parameters
         ),
         parameter_bytes=sizes[enc.PARAM],
         module_bytes=content,
@@ -187,7 +189,7 @@ def _blocks(entry: Entry, lines: list[str]) -> tuple[list[tuple[int, int]], list
             following.append(target(last.operands[0].name, last.line))
         elif base == "brx":
             following += [target(label, last.line) for label in entry.tables.get(last.operands[1].name, ())]
-        if not following and base not in _ENDS:
+        if end not in index and (last.guard is not None or base not in ("bra", "brx", *_ENDS)):
             raise UnsupportedPTX(f"line {last.line}: runs past the end of the kernel: {lines[last.line - 1].strip()}")
         successors.append(following)
     return blocks, successors

@@ -29,7 +29,7 @@ from ptx_inline.emu.simt import state as s
 from ptx_inline.emu.simt.floats import float_alu
 from ptx_inline.emu.simt.integers import extend, int_alu, is_signed, low_bits
 from ptx_inline.emu.simt.jit import compiled
-from ptx_inline.emu.simt.memory import check_read, check_write, fail, get, put, record, resolve
+from ptx_inline.emu.simt.memory import check_read, check_write, fail, find_mbarrier, get, put, record, resolve
 
 _BYTES = np.array([max(bits // 8, 1) for bits in BITS], np.int64)
 _U0, _U1 = np.uint64(0), np.uint64(1)
@@ -101,8 +101,10 @@ def _profile(worker, pc, space, mask, size):
         for first in range(0, 32, lanes):
             worker.counts[pc, s.IDEAL] += ((mask >> first) & ((1 << lanes) - 1)) != 0
     elif space == enc.GLOBAL:
-        worker.counts[pc, s.TRANSACTIONS] += sector_transactions(worker.places, mask, size)
-        worker.counts[pc, s.IDEAL] += (count_bits(mask) * size + _SECTOR - 1) // _SECTOR
+        sectors = sector_transactions(worker.places, mask, size)
+        worker.counts[pc, s.TRANSACTIONS] += sectors
+        # lanes that read the same bytes need fewer than bytes of their own would
+        worker.counts[pc, s.IDEAL] += min(sectors, (count_bits(mask) * size + _SECTOR - 1) // _SECTOR)
     else:
         return
     worker.counts[pc, s.REQUESTS] += 1
@@ -279,6 +281,11 @@ def cp_async(launch, worker, pc, warp, mask):
         source = np.int64(0)
         if length:  # with nothing to read the source address does not matter
             address = regs[base + row[enc.B] * 32 + lane] + np.uint64(row[enc.AUX2])
+            if address & np.uint64(size - 1):
+                fail(
+                    worker.error, s.MISALIGNED, pc, cta, warp, lane, np.int64(address), enc.GLOBAL, size, size
+                )
+                return False
             _, source = resolve(launch, worker, pc, warp, lane, enc.GLOBAL, address, size if length == size else 1)
             if source < 0:
                 return False
@@ -300,9 +307,14 @@ def cp_async(launch, worker, pc, warp, mask):
 
 
 @compiled
-def cp_async_wait(launch, worker, warp, mask, pending):
-    """Let arrive what was issued, but for the last ``pending`` groups of each lane (all of it if -1)."""
+def cp_async_wait(launch, worker, warp, mask, pending, through_mbarrier):
+    """Let arrive what was issued, but for the last ``pending`` groups of each lane (all of it if -1).
+
+    ``through_mbarrier``: not the lanes wait but an mbarrier, and who wants to read must wait for that.
+    """
     kept = 0
+    if not through_mbarrier:
+        worker.known[warp, s.ASYNC] = max(worker.known[warp, s.ASYNC], worker.clocks[s.ASYNC] - 1)
     for number in range(worker.warps[warp, s.COPY_COUNT]):
         entry = worker.copies[warp, number]
         lane = entry[s.COPY_LANE]
@@ -315,7 +327,8 @@ def cp_async_wait(launch, worker, warp, mask, pending):
         pc = entry[s.COPY_PC]
         if not check_read(launch, worker, pc, warp, lane, enc.GLOBAL, source, length, 0):
             return False
-        mark = record(worker.control[s.CTA], warp, lane, worker.clocks[warp])
+        writer = s.ASYNC if through_mbarrier else warp
+        mark = record(worker.control[s.CTA], writer, 0 if through_mbarrier else lane, worker.clocks[writer])
         for i in range(entry[s.COPY_SIZE]):
             worker.s8[target + i] = launch.g8[source + i] if i < length else np.uint8(0)
             worker.swrite[target + i] = mark
@@ -359,12 +372,19 @@ def bulk_copy(launch, worker, pc, warp, mask):
         if row[enc.OP] == enc.BULK_TO_SHARED:
             if not check_write(launch, worker, pc, warp, lane, enc.SHARED, inside, size, 0, False, s.IN_FLIGHT):
                 return False
-            entry[s.BULK_MBARRIER] = np.int64(regs[base + row[enc.D] * 32 + lane]) + row[enc.AUX]
+            bar = regs[base + row[enc.D] * 32 + lane] + np.uint64(row[enc.AUX])
+            _, place = resolve(launch, worker, pc, warp, lane, enc.SHARED, bar, 8)
+            if place < 0:
+                return False
+            if find_mbarrier(worker, place) < 0:
+                fail(worker.error, s.NO_MBARRIER, pc, cta, warp, lane, place, enc.SHARED, 0, 0)
+                return False
+            entry[s.BULK_MBARRIER] = place
         elif not check_read(launch, worker, pc, warp, lane, enc.SHARED, inside, size, 0):
             return False
         entry[s.BULK_OP], entry[s.BULK_SHARED], entry[s.BULK_GLOBAL] = row[enc.OP], inside, outside
         entry[s.BULK_SIZE], entry[s.BULK_WARP], entry[s.BULK_LANE], entry[s.BULK_PC] = size, warp, lane, pc
-        entry[s.BULK_GROUP] = worker.groups[warp, lane]
+        entry[s.BULK_GROUP] = worker.groups[warp, s.BULK_GROUPS + lane]
         worker.control[s.BULK_COUNT] += 1
     worker.control[s.EVENTS] += 1
     return True
@@ -408,7 +428,7 @@ def bulk_wait(launch, worker, warp, mask, pending):
             entry[s.BULK_OP] == enc.BULK_TO_GLOBAL
             and entry[s.BULK_WARP] == warp
             and (mask >> lane) & 1
-            and entry[s.BULK_GROUP] < worker.groups[warp, lane] - pending
+            and entry[s.BULK_GROUP] < worker.groups[warp, s.BULK_GROUPS + lane] - pending
         ):
             if bulk_arrive(launch, worker, number) == 0:
                 return False

@@ -8,7 +8,7 @@ from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.simt import state as s
 from ptx_inline.emu.simt.accesses import bulk_arrive, count_bits
 from ptx_inline.emu.simt.jit import compiled
-from ptx_inline.emu.simt.memory import check_write, fail, resolve
+from ptx_inline.emu.simt.memory import check_write, fail, find_mbarrier, resolve
 
 _LOW32 = np.uint64(0xFFFFFFFF)
 _MBARRIER_BYTES = 8
@@ -119,14 +119,6 @@ def complete_barrier(launch, worker, number):
 
 
 @compiled
-def _find(worker, index):
-    for number in range(worker.control[s.MBARRIER_COUNT]):
-        if worker.mbarriers[number, s.MB_ADDRESS] == index:
-            return number
-    return -1
-
-
-@compiled
 def _advance(worker, number):
     """Complete the phase if nothing is pending."""
     state = worker.mbarriers[number]
@@ -161,7 +153,7 @@ def _copies_arrive(launch, worker, number):
 def mbarrier_arrive(worker, pc, warp, lane, index, count):
     """``count`` arrivals at the mbarrier at ``index`` of shared memory; its number, -1 after an error."""
     cta = worker.control[s.CTA]
-    number = _find(worker, index)
+    number = find_mbarrier(worker, index)
     if number < 0:
         fail(worker.error, s.NO_MBARRIER, pc, cta, warp, lane, index, enc.SHARED, 0, 0)
         return -1
@@ -179,10 +171,10 @@ def mbarrier_arrive(worker, pc, warp, lane, index, count):
 @compiled
 def copies_arrive_on(worker, pc, warp, lane, index, counted):
     """``cp.async.mbarrier.arrive``: an arrival that the barrier expects (``counted``, .noinc), or one more of its own."""
-    if not counted:
-        number = _find(worker, index)
-        if number >= 0:
-            worker.mbarriers[number, s.MB_PENDING] += 1
+    number = find_mbarrier(worker, index)
+    if number >= 0:
+        worker.mbarriers[number, s.MB_PENDING] += not counted
+        worker.mclocks[number, s.ASYNC] = max(worker.mclocks[number, s.ASYNC], worker.clocks[s.ASYNC])
     return mbarrier_arrive(worker, pc, warp, lane, index, 1) >= 0
 
 
@@ -236,7 +228,7 @@ def mbarrier(launch, worker, pc, warp, mask):
             if worker.error[s.ERROR_CODE] != s.NO_ERROR:
                 return -1
             continue
-        number = _find(worker, index)
+        number = find_mbarrier(worker, index)
         if number < 0:
             fail(worker.error, s.NO_MBARRIER, pc, worker.control[s.CTA], warp, lane, index, enc.SHARED, 0, 0)
             return -1
@@ -268,6 +260,7 @@ def mbarrier(launch, worker, pc, warp, mask):
                 acquire(worker, warp, worker.mdone[number])
             else:
                 result = s.STALLED
+                worker.warps[warp, s.BARRIER_PC] = pc
             regs[target] = np.uint64(done)
     return result
 

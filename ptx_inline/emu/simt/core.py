@@ -21,6 +21,7 @@ _FAR = np.int64(1) << 62
 _SLICE = 1 << 14  # instructions of a warp before the next one's turn
 _SPINS = 1 << 12  # backward branches after which waiting lanes of the same warp get a turn
 _TURN = 1 << 10
+_IDLE_ROUNDS = 64  # rounds of waiting warps without any event before it is a deadlock: one may poll, and then do without
 _U0, _U1 = np.uint64(0), np.uint64(1)
 
 
@@ -47,10 +48,11 @@ def _memory(launch, worker, pc, warp, mask):
     if kind == enc.CP_ASYNC:
         return accesses.cp_async(launch, worker, pc, warp, mask)
     if kind == enc.CP_ASYNC_WAIT:
-        return accesses.cp_async_wait(launch, worker, warp, mask, row[enc.AUX])
+        return accesses.cp_async_wait(launch, worker, warp, mask, row[enc.AUX], False)
     if kind in (enc.CP_ASYNC_COMMIT, enc.BULK_COMMIT):
+        first = s.BULK_GROUPS if kind == enc.BULK_COMMIT else 0
         for lane in range(32):
-            worker.groups[warp, lane] += (mask >> lane) & 1
+            worker.groups[warp, first + lane] += (mask >> lane) & 1
         return True
     if kind == enc.FENCE:
         worker.warps[warp, s.FENCED] = 1
@@ -60,7 +62,7 @@ def _memory(launch, worker, pc, warp, mask):
     if kind == enc.BULK_WAIT:
         return accesses.bulk_wait(launch, worker, warp, mask, row[enc.AUX])
     # CP_ASYNC_MBARRIER: the lane's copies arrive, then it does
-    if not accesses.cp_async_wait(launch, worker, warp, mask, -1):
+    if not accesses.cp_async_wait(launch, worker, warp, mask, -1, True):
         return False
     base = (warp * launch.numbers[s.ROWS] + row[enc.A]) * 32
     for lane in range(32):
@@ -69,6 +71,7 @@ def _memory(launch, worker, pc, warp, mask):
             index = np.int64(address & np.uint64(0xFFFFFFFF))
             if not barriers.copies_arrive_on(worker, pc, warp, lane, index, row[enc.AUX] != 0):
                 return False
+    worker.clocks[s.ASYNC] += 1
     return True
 
 
@@ -101,35 +104,82 @@ def _together(launch, worker, pc, warp, mask):
 
 
 @compiled
+def _is_whole_warp(kind):
+    return kind in (enc.MMA, enc.LDMATRIX, enc.STMATRIX)
+
+
+@compiled
+def _needed(launch, worker, pc, warp, lane, live):
+    """Lanes that must come together for ``lane`` to execute the convergent instruction at ``pc``."""
+    kind = launch.code[pc, enc.KIND]
+    if _is_whole_warp(kind):
+        return _ALL
+    if kind == enc.BARRIER:
+        return live
+    return together.named_members(launch, worker, pc, warp, lane) & live
+
+
+@compiled
+def _waiting_at(launch, worker, pc, warp):
+    """Lanes that wait at ``pc``; of ``bar.warp.sync`` PTX wants the same mask in all lanes, not the same instruction."""
+    anywhere = launch.code[pc, enc.KIND] == enc.WARP_SYNC
+    here = np.int64(0)
+    for lane in range(32):
+        if (worker.warps[warp, s.WAITING] >> lane) & 1:
+            where = worker.pcs[warp, lane]
+            here |= np.int64(where == pc or (anywhere and launch.code[where, enc.KIND] == enc.WARP_SYNC)) << lane
+    return here
+
+
+@compiled
 def _assemble(launch, worker, pc, warp, mask, live):
     """Lanes that execute a convergent instruction now, once ``mask`` has arrived: 0 to wait, -1 after an error."""
     kind = launch.code[pc, enc.KIND]
-    cta = worker.control[s.CTA]
-    waiting = worker.warps[warp, s.WAITING]
-    if kind in (enc.MMA, enc.LDMATRIX, enc.STMATRIX):
-        if live != _ALL:
-            fail(worker.error, s.LANES_GONE, pc, cta, warp, -1, 0, 0, _ALL & ~live, 0)
-            return np.int64(-1)
-        needed = _ALL
-    elif kind == enc.BARRIER:
-        needed = live
-    else:
-        members = together.member_mask(launch, worker, pc, warp, mask)
-        if members < 0:
-            return np.int64(-1)
-        needed = members & live
-    here = mask
-    for lane in range(32):
-        if (waiting >> lane) & 1 and worker.pcs[warp, lane] == pc:
-            here |= np.int64(1) << lane
-    if here & needed != needed:
-        return np.int64(0)
-    if kind not in (enc.MMA, enc.LDMATRIX, enc.STMATRIX, enc.BARRIER) and not together.same_members(
-        launch, worker, pc, warp, needed, live
-    ):
+    has_members = not _is_whole_warp(kind) and kind != enc.BARRIER
+    if _is_whole_warp(kind) and live != _ALL:
+        fail(worker.error, s.LANES_GONE, pc, worker.control[s.CTA], warp, -1, 0, 0, _ALL & ~live, 0)
         return np.int64(-1)
-    worker.warps[warp, s.WAITING] = waiting & ~needed
-    return needed
+    if has_members and not together.in_own_masks(launch, worker, pc, warp, mask):
+        return np.int64(-1)
+    here = mask | _waiting_at(launch, worker, pc, warp)
+    for lane in range(32):  # lanes that arrive together may name several masks, each the lanes of one group
+        if (mask >> lane) & 1:
+            needed = _needed(launch, worker, pc, warp, lane, live)
+            if here & needed == needed:
+                if has_members and not together.same_members(launch, worker, pc, warp, needed, live):
+                    return np.int64(-1)
+                return needed
+    return np.int64(0)
+
+
+@compiled
+def _release_waiting(launch, worker, warp, live):
+    """Where all lanes of a warp wait, let go those whose partners have ended since; false after an error if there are none.
+
+    PTX and CUDA want the *non-exited* ones of the lanes that are named.
+    """
+    waiting = worker.warps[warp, s.WAITING]
+    pcs = worker.pcs[warp]
+    first = -1
+    for lane in range(32):
+        if (waiting >> lane) & 1:
+            needed = _needed(launch, worker, pcs[lane], warp, lane, live)
+            if _waiting_at(launch, worker, pcs[lane], warp) & needed == needed:
+                worker.warps[warp, s.WAITING] = waiting & ~needed
+                for other in range(32):  # they are about to be counted again
+                    if (needed >> other) & 1:
+                        worker.counts[pcs[other], s.LANES] -= 1
+                return True
+            if first < 0 or pcs[lane] < pcs[first]:
+                first = lane
+    pc, cta = pcs[first], worker.control[s.CTA]
+    here = _waiting_at(launch, worker, pc, warp)
+    missing = _needed(launch, worker, pc, warp, first, live) & ~here
+    if missing & live == 0:
+        fail(worker.error, s.LANES_GONE, pc, cta, warp, -1, 0, 0, missing, 0)
+    else:
+        fail(worker.error, s.NOT_TOGETHER, pc, cta, warp, first, 0, 0, here, missing & live)
+    return False
 
 
 @compiled
@@ -147,7 +197,7 @@ def run_warp(launch, worker, warp):
     base = warp * launch.numbers[s.ROWS] * 32
     limit = launch.numbers[s.LIMIT]
     budget = _SLICE
-    spins, turn = 0, 0
+    turn, avoid = 0, np.int64(0)
     steps = worker.control[s.STEPS]
     while True:
         # the lanes at the lowest program counter
@@ -157,22 +207,14 @@ def run_warp(launch, worker, warp):
         if live == 0:
             return s.DONE
         if runnable == 0:
-            lane = 0
-            while not (worker.warps[warp, s.WAITING] >> lane) & 1:
-                lane += 1
-            here = np.int64(0)
-            for other in range(32):
-                here |= np.int64((live >> other) & 1 and pcs[other] == pcs[lane]) << other
-            fail(
-                worker.error, s.NOT_TOGETHER, pcs[lane], worker.control[s.CTA], warp, lane, 0, 0, here, live & ~here
-            )
-            return -1
+            if not _release_waiting(launch, worker, warp, live):
+                return -1
+            continue
         if budget <= 0:
             return s.READY
         pc, following = _FAR, _FAR
-        avoid = np.int64(0)
-        if spins > _SPINS:  # the lowest lanes seem to wait for the others
-            spins, turn = 0, _TURN
+        if worker.warps[warp, s.SPINS] > _SPINS:  # the lowest lanes seem to wait for the others
+            worker.warps[warp, s.SPINS], turn, avoid = 0, _TURN, np.int64(0)
             lowest = _FAR
             for lane in range(32):
                 if (runnable >> lane) & 1:
@@ -180,8 +222,8 @@ def run_warp(launch, worker, warp):
             for lane in range(32):
                 if (runnable >> lane) & 1 and pcs[lane] == lowest:
                     avoid |= np.int64(1) << lane
-            if avoid == runnable:
-                avoid = np.int64(0)
+        if turn == 0 or runnable & ~avoid == 0:
+            turn, avoid = 0, np.int64(0)
         mask = np.int64(0)
         for lane in range(32):
             if ((runnable & ~avoid) >> lane) & 1:
@@ -192,6 +234,8 @@ def run_warp(launch, worker, warp):
                     mask |= np.int64(1) << lane
                 else:
                     following = min(following, pcs[lane])
+        if following == _FAR and avoid == 0:
+            worker.warps[warp, s.SPINS] = 0
         while True:
             if pc >= following or budget <= 0:
                 _park(pcs, mask, pc)
@@ -210,6 +254,11 @@ def run_warp(launch, worker, warp):
             row = code[pc]
             kind = row[enc.KIND]
             if kind == enc.JUMP:
+                if row[enc.AUX] <= pc and following != _FAR:
+                    worker.warps[warp, s.SPINS] += 1
+                    if worker.warps[warp, s.SPINS] > _SPINS:
+                        _park(pcs, mask, row[enc.AUX])
+                        break
                 pc = row[enc.AUX]
                 continue
             active = mask
@@ -257,8 +306,8 @@ def run_warp(launch, worker, warp):
             elif kind == enc.BRANCH:
                 target = row[enc.AUX]
                 if target <= pc and following != _FAR:
-                    spins += 1
-                    if spins > _SPINS:
+                    worker.warps[warp, s.SPINS] += 1
+                    if worker.warps[warp, s.SPINS] > _SPINS:
                         _park(pcs, mask, pc + 1)
                         _park(pcs, active, target)
                         break
@@ -285,11 +334,14 @@ def run_warp(launch, worker, warp):
                             )  # fmt: skip
                             return -1
                         pcs[lane] = launch.lists[row[enc.LIST] + choice]
+                worker.warps[warp, s.SPINS] += following != _FAR
                 break
             elif kind == enc.MBARRIER:
                 _park(pcs, mask, pc + 1)
                 state = barriers.mbarrier(launch, worker, pc, warp, active)
                 if state != s.READY:
+                    if following != _FAR:  # it may be other lanes of the warp that are waited for
+                        worker.warps[warp, s.SPINS] += _SPINS // 8
                     worker.control[s.STEPS] = steps
                     return state
                 pc += 1
@@ -305,8 +357,14 @@ def run_warp(launch, worker, warp):
                     _park(pcs, active, pc)
                     worker.warps[warp, s.WAITING] |= active
                     break
+                worker.warps[warp, s.WAITING] &= ~ready
+                for lane in range(32):
+                    if ((ready & ~active) >> lane) & 1:  # from where it waited
+                        pcs[lane] += 1
+                left = active & ~ready  # another group, to come next
+                _park(pcs, left, pc)
+                counts[pc, s.LANES] -= _popcount(left)
                 state = _together(launch, worker, pc, warp, ready)
-                _park(pcs, ready, pc + 1)
                 if state != s.READY:
                     worker.control[s.STEPS] = steps
                     return state
@@ -397,7 +455,7 @@ def _stuck(worker):
     waiting = barriers.waiting_warps(worker)
     for warp in range(worker.warps.shape[0]):
         if worker.warps[warp, s.STATE] == s.STALLED:
-            fail(worker.error, s.DEADLOCK, worker.pcs[warp, 0] - 1, cta, warp, -1, 0, 0, waiting, 0)
+            fail(worker.error, s.DEADLOCK, worker.warps[warp, s.BARRIER_PC], cta, warp, -1, 0, 0, waiting, 0)
     for warp in range(worker.warps.shape[0]):
         if worker.warps[warp, s.STATE] == s.BLOCKED:
             number = worker.warps[warp, s.BARRIER_ID]
@@ -444,7 +502,7 @@ def make_run(digest: int):
         while worker.control[s.NEXT_CTA] < last:
             if not resume:
                 start_cta(launch, worker, worker.control[s.NEXT_CTA])
-            resume, running = False, True
+            resume, running, idle = False, True, 0
             while running:  # one turn for every warp that can go on
                 events, progress = worker.control[s.EVENTS], False
                 for warp in range(worker.control[s.NEXT_WARP], launch.numbers[s.WARPS]):
@@ -457,7 +515,8 @@ def make_run(digest: int):
                     progress |= _after_turn(launch, worker, warp, state)
                 worker.control[s.NEXT_WARP] = 0
                 running = _is_running(worker)
-                if running and not progress and worker.control[s.EVENTS] == events:
+                idle = 0 if progress or worker.control[s.EVENTS] != events else idle + 1
+                if running and idle > _IDLE_ROUNDS:
                     _stuck(worker)
                     return s.FAILED
             worker.control[s.NEXT_CTA] += 1

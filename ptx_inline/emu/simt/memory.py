@@ -72,8 +72,13 @@ def _ordered(clocks, known, sync, shares, found, cta, warp, lane):
         released = clock <= sync[other_cta, s.RELEASED_CLOCK + other_warp]
         return first > 0 and released and sync[cta, s.LAST_ACQUIRE] >= first
     if other_warp == warp:
-        return (other_lane == lane and (found & s.ATOMIC_BIT) == _U0) or clock < clocks[warp]
+        return (other_lane == lane and (found & s.SEVERAL_BIT) == _U0) or clock < clocks[warp]
     return clock <= known[warp, other_warp]
+
+
+@inlined
+def _local_stride(numbers):
+    return (numbers[s.LOCAL_BYTES] + 15) & ~15  # as state.local_stride has it
 
 
 @inlined
@@ -81,14 +86,18 @@ def resolve(launch, worker, pc, warp, lane, space, address, size):
     """State space and index in its memory of ``size`` bytes (a power of two) at an address; index -1 after an error."""
     numbers = launch.numbers
     high, low = address >> _U32, np.int64(address & _LOW32)
+    code, extra, index = s.NO_ERROR, np.int64(0), np.int64(0)
     if space == enc.GENERIC:
         space = enc.GLOBAL
         if high == _SHARED_HIGH:
             space = enc.SHARED
         elif high == _LOCAL_HIGH:
             space = enc.LOCAL
-    code, extra, index = s.NO_ERROR, np.int64(0), np.int64(0)
-    if low & (size - 1):
+    elif space != enc.GLOBAL and high in (_SHARED_HIGH, _LOCAL_HIGH):
+        code, extra = s.OUT_OF_BOUNDS, np.int64(-1)  # a generic address where one within the space belongs
+    if code != s.NO_ERROR:
+        index = np.int64(-1)
+    elif low & (size - 1):
         code, extra = s.MISALIGNED, size
     elif space == enc.GLOBAL:
         segment = np.int64(high) - 1
@@ -103,7 +112,7 @@ def resolve(launch, worker, pc, warp, lane, space, address, size):
         if low + size > numbers[s.SHARED_BYTES]:
             code, extra = s.OUT_OF_BOUNDS, numbers[s.SHARED_BYTES]
     elif space == enc.LOCAL:
-        index = (warp * 32 + lane) * numbers[s.LOCAL_BYTES] + low
+        index = (warp * 32 + lane) * _local_stride(numbers) + low
         if low + size > numbers[s.LOCAL_BYTES]:
             code, extra = s.OUT_OF_BOUNDS, numbers[s.LOCAL_BYTES]
     else:
@@ -114,6 +123,15 @@ def resolve(launch, worker, pc, warp, lane, space, address, size):
         fail(worker.error, code, pc, worker.control[s.CTA], warp, lane, np.int64(address), space, extra, size)
         index = np.int64(-1)
     return space, index
+
+
+@compiled
+def find_mbarrier(worker, index):
+    """Number of the mbarrier at an index of shared memory; -1 if there is none."""
+    for number in range(worker.control[s.MBARRIER_COUNT]):
+        if worker.mbarriers[number, s.MB_ADDRESS] == index:
+            return number
+    return -1
 
 
 @inlined
@@ -175,9 +193,10 @@ def check_read(launch, worker, pc, warp, lane, space, index, size, flags):
     """Check a read of ``size`` bytes and remember it. False after an error."""
     cta = worker.control[s.CTA]
     if space == enc.LOCAL:
+        stride = _local_stride(launch.numbers)
         for i in range(index, index + size):
             if worker.linit[i] == 0:
-                fail(worker.error, s.UNWRITTEN, pc, cta, warp, lane, i % launch.numbers[s.LOCAL_BYTES], space, 0, 0)
+                fail(worker.error, s.UNWRITTEN, pc, cta, warp, lane, i % stride, space, 0, 0)
                 return False
         return True
     if space == enc.PARAM:
@@ -219,7 +238,7 @@ def check_read(launch, worker, pc, warp, lane, space, index, size, flags):
             worker.sclock[place] = stamp
         else:
             before = launch.gread[i]
-            if before == mine:
+            if before & ~s.SEVERAL_BIT == mine:
                 continue
             other_cta, other_warp, other_lane, other_clock = record_parts(before)
             if before != _U0 and (other_cta != cta or other_warp != warp):
@@ -228,7 +247,7 @@ def check_read(launch, worker, pc, warp, lane, space, index, size, flags):
                     launch.gread2[i] = before
                 launch.gread[i] = mine
             elif before != _U0 and other_clock == clock and other_lane != lane:
-                launch.gread[i] = mine | s.ATOMIC_BIT  # several lanes
+                launch.gread[i] = mine | s.SEVERAL_BIT
             else:
                 launch.gread[i] = mine
     return True
@@ -251,19 +270,18 @@ def check_write(launch, worker, pc, warp, lane, space, index, size, flags, same,
     strong = (flags & enc.STRONG) != 0
     clock = worker.clocks[warp]
     warps = worker.warps.shape[0]
-    checked = s.HOST_RECORD
+    checked, several = s.HOST_RECORD, _U0
     for i in range(index, index + size):
         found = writers[i]
         code, other = s.NO_ERROR, np.int64(found)
         if found != checked and found != _U0:
             if (found & s.VALID) == _U0:
                 code = _state_error(found, True)
-            elif not (
-                same
-                or (strong and (found & s.ATOMIC_BIT) != _U0)
-                or _ordered(worker.clocks, worker.known, launch.sync, shares, found, cta, warp, lane)
-            ):
-                code = s.RACE
+            elif not _ordered(worker.clocks, worker.known, launch.sync, shares, found, cta, warp, lane):
+                if strong and (found & s.ATOMIC_BIT) != _U0:
+                    several = s.SEVERAL_BIT
+                elif not same:
+                    code = s.RACE
             checked = found
         if shared:
             readers = worker.sreaders[i]
@@ -275,7 +293,9 @@ def check_write(launch, worker, pc, warp, lane, space, index, size, flags, same,
                         mine = reader == warp
                         if (mine and when == clock and by != lane) or (not mine and when > worker.known[warp, reader]):
                             code = s.RACE
-                            other = np.int64(record(cta, reader, by & 31, when)) & np.int64(0x7FFFFFFFFFFFFFFF)
+                            found = record(cta, reader, by & 31, when) | (s.SEVERAL_BIT if by == 32 else _U0)
+                            other = np.int64(found) & np.int64(0x7FFFFFFFFFFFFFFF)
+                            break
             worker.sreaders[i] = np.uint32(0)
         else:
             for number in range(2):
@@ -293,5 +313,5 @@ def check_write(launch, worker, pc, warp, lane, space, index, size, flags, same,
         if code != s.NO_ERROR:
             fail(worker.error, code, pc, cta, warp, lane, i, space, 1, other)
             return False
-        writers[i] = mark
+        writers[i] = mark | several
     return True

@@ -29,7 +29,9 @@ NAMED_BARRIERS = 16
 # Columns of Worker.control.
 CTA, NEXT_CTA, NEXT_WARP, RESUMED, STEPS, EVENTS, BULK_COUNT, MBARRIER_COUNT, STOPPED_MASK = range(9)
 # Columns of Worker.warps.
-EXITED, WAITING, STATE, FENCED, BARRIER_ID, BARRIER_PC, COPY_COUNT = range(7)
+EXITED, WAITING, STATE, FENCED, BARRIER_ID, BARRIER_PC, COPY_COUNT, SPINS = range(8)
+# Column of Worker.groups where the groups of bulk copies begin; those of cp.async come before.
+BULK_GROUPS = 32
 # States of a warp.
 READY, BLOCKED, STALLED, DONE = range(4)
 # Columns of Worker.barriers.
@@ -56,8 +58,9 @@ FINISHED, STOPPED, FAILED = range(3)
 
 # Shadow records of a byte: who accessed it last. Zero is nobody; two small numbers are states.
 IN_FLIGHT, MBARRIER_OBJECT = np.uint64(1), np.uint64(2)
-VALID, ATOMIC_BIT = np.uint64(1 << 63), np.uint64(1 << 62)
-CLOCK_BITS, LANE_BITS, WARP_BITS, CTA_BITS = 24, 5, 6, 27
+# The access was atomic; it stands for several threads, of which the record names the last.
+VALID, ATOMIC_BIT, SEVERAL_BIT = np.uint64(1 << 63), np.uint64(1 << 62), np.uint64(1 << 61)
+CLOCK_BITS, LANE_BITS, WARP_BITS, CTA_BITS = 24, 5, 6, 26
 HOST_CTA = (1 << CTA_BITS) - 1
 HOST_RECORD = np.uint64((1 << 63) | (HOST_CTA << (CLOCK_BITS + LANE_BITS + WARP_BITS)))
 
@@ -164,17 +167,22 @@ def views(size: int) -> tuple[np.ndarray, ...]:
     return words.view(np.uint8), words.view(np.uint16), words.view(np.uint32), words
 
 
+def local_stride(size: int) -> int:
+    """Distance between two threads' local memories of ``size`` bytes."""
+    return -(-size // 16) * 16
+
+
 def make_worker(launch: Launch) -> Worker:
     """Arrays for one CTA of a launch."""
     numbers = launch.numbers
     warps, rows, shared = (int(numbers[column]) for column in (WARPS, ROWS, SHARED_BYTES))
-    local = int(numbers[THREADS]) * int(numbers[LOCAL_BYTES])
+    local = int(numbers[THREADS]) * local_stride(int(numbers[LOCAL_BYTES]))
     code = launch.code
     copies = MAX_COPIES if np.any(code[:, enc.KIND] == enc.CP_ASYNC) else 1
     bulks = MAX_BULKS if np.any(code[:, enc.KIND] == enc.BULK_COPY) else 1
     return Worker(
         np.zeros(warps * rows * 32, np.uint64),
-        np.zeros((warps, 7), np.int64),
+        np.zeros((warps, 8), np.int64),
         np.zeros((warps, 32), np.int64),
         *views(shared),
         np.zeros(max(shared, 1), np.uint64),
@@ -190,7 +198,7 @@ def make_worker(launch: Launch) -> Worker:
         np.zeros((MAX_MBARRIERS, CLOCKS), np.int64),
         np.zeros((MAX_MBARRIERS, CLOCKS), np.int64),
         np.zeros((warps, copies, 7), np.int64),
-        np.zeros((warps, 32), np.int64),
+        np.zeros((warps, 2 * 32), np.int64),
         np.zeros((bulks, 9), np.int64),
         np.zeros((len(code), 5), np.int64),
         np.zeros(9, np.int64),

@@ -258,30 +258,32 @@ def mma(launch, worker, pc, warp):
 
 
 @compiled
-def member_mask(launch, worker, pc, warp, mask):
-    """The member mask that all lanes of ``mask`` must name alike, themselves in it; -1 after an error."""
-    base = warp * launch.numbers[s.ROWS] * 32
-    row = launch.code[pc, enc.D]
-    members = np.int64(-1)
+def named_members(launch, worker, pc, warp, lane):
+    """The member mask that a lane names: at ``pc``, or where it waits."""
+    if (worker.warps[warp, s.WAITING] >> lane) & 1:
+        pc = worker.pcs[warp, lane]
+    row = warp * launch.numbers[s.ROWS] + launch.code[pc, enc.D]
+    return np.int64(worker.regs[row * 32 + lane] & _LOW32)
+
+
+@compiled
+def in_own_masks(launch, worker, pc, warp, mask):
+    """Check that each lane of ``mask`` is in the member mask that it names."""
     for lane in range(32):
         if (mask >> lane) & 1:
-            found = np.int64(worker.regs[base + row * 32 + lane] & _LOW32)
-            if members < 0:
-                members = found
+            found = named_members(launch, worker, pc, warp, lane)
             if not (found >> lane) & 1:
                 fail(worker.error, s.NOT_IN_MASK, pc, worker.control[s.CTA], warp, lane, 0, 0, found, 0)
-                return np.int64(-1)
-    return members
+                return False
+    return True
 
 
 @compiled
 def same_members(launch, worker, pc, warp, members, live):
     """Check that the lanes ``members``, which have come together, all name just these of the live ones."""
-    base = warp * launch.numbers[s.ROWS] * 32
-    row = launch.code[pc, enc.D]
     for lane in range(32):
         if (members >> lane) & 1:
-            found = np.int64(worker.regs[base + row * 32 + lane] & _LOW32)
+            found = named_members(launch, worker, pc, warp, lane)
             if (found & live) != members:
                 fail(worker.error, s.MASK_DIFFERS, pc, worker.control[s.CTA], warp, lane, 0, 0, found, members)
                 return False
