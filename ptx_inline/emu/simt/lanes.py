@@ -5,16 +5,83 @@ from __future__ import annotations
 import numpy as np
 
 from ptx_inline.emu import encoding as enc
-from ptx_inline.emu.scalar_types import F16, F32, FADD, FFMA, FMUL, IADD, IAND, IMOV, RN
+from ptx_inline.emu.scalar_types import (
+    F16,
+    F32,
+    FADD,
+    FFMA,
+    FMUL,
+    IADD,
+    IAND,
+    IMAD,
+    IMOV,
+    IMUL,
+    IOR,
+    ISELECT,
+    ISHL,
+    ISHR,
+    ISUB,
+    IXOR,
+    RN,
+)
 from ptx_inline.emu.simt.convert import convert
 from ptx_inline.emu.simt.floats import f32_bits, f32_value, float_alu, float_compare, fused
-from ptx_inline.emu.simt.integers import extend, int_alu, int_compare, is_signed, low_bits
+from ptx_inline.emu.simt.integers import extend, int_alu, int_compare, is_signed, low_bits, width_of
 from ptx_inline.emu.simt.jit import compiled
 
-_ALL = np.int64(0xFFFFFFFF)
+_LOW32, _U63 = np.uint64(0xFFFFFFFF), np.uint64(63)
 _U0, _U1 = np.uint64(0), np.uint64(1)
 _NAN_F32 = np.uint64(0x7FFFFFFF)
 _SHARED_HIGH, _LOCAL_HIGH = np.uint64(enc.SHARED_WINDOW >> 32), np.uint64(enc.LOCAL_WINDOW >> 32)
+
+
+@compiled
+def _common_integers(op, ty, x, y, w, z, mask):
+    """The operations that kernels are made of, each a loop that the compiler can vectorise; false for another one."""
+    bits = low_bits(width_of(ty))
+    if op == IMOV:
+        for lane in range(32):
+            z[lane] = x[lane] & bits if (mask >> lane) & 1 else z[lane]
+    elif op == IADD:
+        for lane in range(32):
+            z[lane] = (x[lane] + y[lane]) & bits if (mask >> lane) & 1 else z[lane]
+    elif op == ISUB:
+        for lane in range(32):
+            z[lane] = (x[lane] - y[lane]) & bits if (mask >> lane) & 1 else z[lane]
+    elif op == IMUL:
+        for lane in range(32):
+            z[lane] = (x[lane] * y[lane]) & bits if (mask >> lane) & 1 else z[lane]
+    elif op == IMAD:
+        for lane in range(32):
+            z[lane] = (x[lane] * y[lane] + w[lane]) & bits if (mask >> lane) & 1 else z[lane]
+    elif op == IAND:
+        for lane in range(32):
+            z[lane] = x[lane] & y[lane] if (mask >> lane) & 1 else z[lane]
+    elif op == IOR:
+        for lane in range(32):
+            z[lane] = x[lane] | y[lane] if (mask >> lane) & 1 else z[lane]
+    elif op == IXOR:
+        for lane in range(32):
+            z[lane] = x[lane] ^ y[lane] if (mask >> lane) & 1 else z[lane]
+    elif op == ISELECT:
+        for lane in range(32):
+            chosen = x[lane] if w[lane] != _U0 else y[lane]
+            z[lane] = chosen if (mask >> lane) & 1 else z[lane]
+    elif op == ISHL:
+        width = width_of(ty)
+        for lane in range(32):
+            amount = y[lane] & _LOW32
+            shifted = (x[lane] << (amount & _U63)) & bits if amount < width else _U0
+            z[lane] = shifted if (mask >> lane) & 1 else z[lane]
+    elif op == ISHR and not is_signed(ty):
+        width = width_of(ty)
+        for lane in range(32):
+            amount = y[lane] & _LOW32
+            shifted = x[lane] >> (amount & _U63) if amount < width else _U0
+            z[lane] = shifted if (mask >> lane) & 1 else z[lane]
+    else:
+        return False
+    return True
 
 
 @compiled
@@ -24,22 +91,12 @@ def integers(row, regs, base, mask):
     a, b = base + row[enc.A] * 32, base + max(row[enc.B], 0) * 32
     c, d = base + max(row[enc.C], 0) * 32, base + max(row[enc.D], 0) * 32
     target = base + row[enc.DST] * 32
-    if mask == _ALL and op in (IMOV, IADD, IAND):  # the common ones in a form that the compiler can vectorise
-        bits = low_bits(np.uint64(64)) if op == IAND else int_alu(IMOV, ty, 0, ~_U0, _U0, _U0, _U0)
-        x, y, z = regs[a : a + 32], regs[b : b + 32], regs[target : target + 32]
-        if op == IADD:
-            for lane in range(32):
-                z[lane] = (x[lane] + y[lane]) & bits
-        elif op == IAND:
-            for lane in range(32):
-                z[lane] = x[lane] & y[lane]
-        else:
-            for lane in range(32):
-                z[lane] = x[lane] & bits
+    x, y, w, z = regs[a : a + 32], regs[b : b + 32], regs[c : c + 32], regs[target : target + 32]
+    if _common_integers(op, ty, x, y, w, z, mask):
         return
     for lane in range(32):
         if (mask >> lane) & 1:
-            regs[target + lane] = int_alu(op, ty, aux, regs[a + lane], regs[b + lane], regs[c + lane], regs[d + lane])
+            z[lane] = int_alu(op, ty, aux, x[lane], y[lane], w[lane], regs[d + lane])
 
 
 @compiled

@@ -24,6 +24,8 @@ _U0, _U32 = np.uint64(0), np.uint64(32)
 _LOW32 = np.uint64(0xFFFFFFFF)
 _SHARED_HIGH, _LOCAL_HIGH = np.uint64(enc.SHARED_WINDOW >> 32), np.uint64(enc.LOCAL_WINDOW >> 32)
 _SEVERAL = np.uint32(32)  # as a lane: more than one lane of the warp
+_STAMP_CLOCK = np.uint32(0xFFFFFFC0)
+_BESIDE = -1  # no error: both are atomic, and nothing orders them
 
 
 @compiled
@@ -188,9 +190,73 @@ def _state_error(found, write):
     return s.NO_ERROR if write else s.UNWRITTEN
 
 
-@inlined
+@compiled
+def _uniform(records, index, size):
+    """Whether ``size`` shadow records are all alike."""
+    first = records[index]
+    different = np.int64(0)
+    for i in range(index + 1, index + size):
+        different += records[i] != first
+    return different == 0
+
+
+@compiled
+def _writer_error(launch, worker, warp, lane, found, flags, write):
+    """Error code of accessing a byte whose last writer's record is ``found``."""
+    if (found & s.VALID) == _U0:
+        return _state_error(found, write)
+    writer_cta, _, _, _ = record_parts(found)
+    if writer_cta != s.HOST_CTA and (flags & enc.READ_ONLY) != 0:
+        return s.READ_ONLY_WRITTEN
+    shares = launch.numbers[s.SHARES_GLOBAL] != 0
+    cta = worker.control[s.CTA]
+    if _ordered(worker.clocks, worker.known, launch.sync, shares, found, cta, warp, lane):
+        return s.NO_ERROR
+    return _BESIDE if (flags & enc.STRONG) != 0 and (found & s.ATOMIC_BIT) != _U0 else s.RACE
+
+
+@compiled
+def _read_shared(worker, warp, lane, index, size):
+    """Remember a read of shared memory."""
+    bit = np.uint32(1) << np.uint32(warp)
+    clock = np.uint32(worker.clocks[warp]) << np.uint32(6)
+    stamp, several = clock | np.uint32(lane), clock | _SEVERAL
+    start = warp * worker.swrite.shape[0]
+    readers, stamps = worker.sreaders, worker.sclock
+    for i in range(index, index + size):
+        before = stamps[start + i]
+        again = (readers[i] & bit) != np.uint32(0) and (before & _STAMP_CLOCK) == clock and before != stamp
+        stamps[start + i] = several if again else stamp
+        readers[i] |= bit
+
+
+@compiled
+def _read_global(launch, worker, warp, lane, index, size):
+    """Remember a read of global memory: the last reader, and one before it of another CTA or else another warp."""
+    cta, clock = worker.control[s.CTA], worker.clocks[warp]
+    mine = record(cta, warp, lane, clock)
+    for i in range(index, index + size):
+        before = launch.gread[i]
+        launch.gread[i] = mine
+        if before in (_U0, mine):
+            continue
+        if before == mine | s.SEVERAL_BIT:
+            launch.gread[i] = before
+            continue
+        other_cta, other_warp, other_lane, other_clock = record_parts(before)
+        if other_cta != cta or other_warp != warp:
+            older_cta, _, _, _ = record_parts(launch.gread2[i])
+            if other_cta != cta or launch.gread2[i] == _U0 or older_cta == cta:
+                launch.gread2[i] = before
+        elif other_clock == clock and other_lane != lane:
+            launch.gread[i] = mine | s.SEVERAL_BIT
+
+
+@compiled
 def check_read(launch, worker, pc, warp, lane, space, index, size, flags):
     """Check a read of ``size`` bytes and remember it. False after an error."""
+    if space == enc.PARAM or size == 0:
+        return True
     cta = worker.control[s.CTA]
     if space == enc.LOCAL:
         stride = _local_stride(launch.numbers)
@@ -199,119 +265,95 @@ def check_read(launch, worker, pc, warp, lane, space, index, size, flags):
                 fail(worker.error, s.UNWRITTEN, pc, cta, warp, lane, i % stride, space, 0, 0)
                 return False
         return True
-    if space == enc.PARAM:
-        return True
     shared = space == enc.SHARED
     writers = worker.swrite if shared else launch.gwrite
-    shares = launch.numbers[s.SHARES_GLOBAL] != 0
-    strong = (flags & enc.STRONG) != 0
-    clock = worker.clocks[warp]
-    mine = record(cta, warp, lane, clock)
-    warps = worker.warps.shape[0]
-    checked = s.HOST_RECORD
-    for i in range(index, index + size):
+    end = index + (1 if _uniform(writers, index, size) else size)  # one answer for all, as a rule
+    for i in range(index, end):
         found = writers[i]
-        if found != checked:
-            code = s.NO_ERROR
-            if (found & s.VALID) == _U0:
-                code = _state_error(found, False)
-            elif strong and (found & s.ATOMIC_BIT) != _U0:
-                checked = found
-            elif (flags & enc.READ_ONLY) != 0:
-                code = s.READ_ONLY_WRITTEN
-            elif not _ordered(worker.clocks, worker.known, launch.sync, shares, found, cta, warp, lane):
-                code = s.RACE
-            if code != s.NO_ERROR:
-                fail(worker.error, code, pc, cta, warp, lane, i, space, 0, np.int64(found))
-                return False
-            checked = found
-        if strong:
-            continue
+        code = _writer_error(launch, worker, warp, lane, found, flags, False)
+        if code > s.NO_ERROR:
+            fail(worker.error, code, pc, cta, warp, lane, i, space, 0, np.int64(found))
+            return False
+    if (flags & enc.STRONG) == 0:
         if shared:
-            bit, place = np.uint32(1) << np.uint32(warp), i * warps + warp
-            stamp = np.uint32(lane) | (np.uint32(clock) << np.uint32(6))
-            if (worker.sreaders[i] & bit) != np.uint32(0):
-                before = worker.sclock[place]
-                if (before >> np.uint32(6)) == (stamp >> np.uint32(6)) and before != stamp:
-                    stamp = _SEVERAL | (np.uint32(clock) << np.uint32(6))
-            worker.sreaders[i] |= bit
-            worker.sclock[place] = stamp
+            _read_shared(worker, warp, lane, index, size)
         else:
-            before = launch.gread[i]
-            if before & ~s.SEVERAL_BIT == mine:
-                continue
-            other_cta, other_warp, other_lane, other_clock = record_parts(before)
-            if before != _U0 and (other_cta != cta or other_warp != warp):
-                older_cta, _, _, _ = record_parts(launch.gread2[i])
-                if other_cta != cta or launch.gread2[i] == _U0 or older_cta == cta:
-                    launch.gread2[i] = before
-                launch.gread[i] = mine
-            elif before != _U0 and other_clock == clock and other_lane != lane:
-                launch.gread[i] = mine | s.SEVERAL_BIT
-            else:
-                launch.gread[i] = mine
+            _read_global(launch, worker, warp, lane, index, size)
     return True
 
 
-@inlined
+@compiled
+def _reader_race(launch, worker, warp, lane, shared, i):
+    """Record of a reader of byte ``i`` whom nothing orders before a write by this lane; 0 if there is none."""
+    cta = worker.control[s.CTA]
+    if shared:
+        readers = worker.sreaders[i]
+        for reader in range(worker.warps.shape[0]):
+            if (readers >> np.uint32(reader)) & np.uint32(1):
+                stamp = worker.sclock[reader * worker.swrite.shape[0] + i]
+                when, by = np.int64(stamp >> np.uint32(6)), np.int64(stamp & np.uint32(63))
+                mine = reader == warp
+                if (mine and when == worker.clocks[warp] and by != lane) or (
+                    not mine and when > worker.known[warp, reader]
+                ):
+                    return record(cta, reader, by & 31, when) | (s.SEVERAL_BIT if by == 32 else _U0)
+        return _U0
+    shares = launch.numbers[s.SHARES_GLOBAL] != 0
+    for number in range(2):
+        reader = launch.gread[i] if number == 0 else launch.gread2[i]
+        if reader != _U0 and not _ordered(worker.clocks, worker.known, launch.sync, shares, reader, cta, warp, lane):
+            return reader
+    return _U0
+
+
+@compiled
+def _anybody_read(launch, worker, shared, index, size):
+    """Whether any of the bytes was read since it was written."""
+    found = _U0
+    if shared:
+        for i in range(index, index + size):
+            found |= np.uint64(worker.sreaders[i])
+    else:
+        for i in range(index, index + size):
+            found |= launch.gread[i]
+    return found != _U0
+
+
+@compiled
 def check_write(launch, worker, pc, warp, lane, space, index, size, flags, same, mark):
     """Check a write of ``size`` bytes and leave ``mark`` as their record. False after an error.
 
     ``same``: the bytes hold the value already, so that writing it again beside another thread is harmless.
     """
-    cta = worker.control[s.CTA]
     if space == enc.LOCAL:
         for i in range(index, index + size):
             worker.linit[i] = 1
         return True
+    cta = worker.control[s.CTA]
     shared = space == enc.SHARED
     writers = worker.swrite if shared else launch.gwrite
-    shares = launch.numbers[s.SHARES_GLOBAL] != 0
-    strong = (flags & enc.STRONG) != 0
-    clock = worker.clocks[warp]
-    warps = worker.warps.shape[0]
-    checked, several = s.HOST_RECORD, _U0
-    for i in range(index, index + size):
+    end = index + (1 if _uniform(writers, index, size) else size)
+    several = _U0
+    for i in range(index, end):
         found = writers[i]
-        code, other = s.NO_ERROR, np.int64(found)
-        if found != checked and found != _U0:
-            if (found & s.VALID) == _U0:
-                code = _state_error(found, True)
-            elif not _ordered(worker.clocks, worker.known, launch.sync, shares, found, cta, warp, lane):
-                if strong and (found & s.ATOMIC_BIT) != _U0:
-                    several = s.SEVERAL_BIT
-                elif not same:
-                    code = s.RACE
-            checked = found
-        if shared:
-            readers = worker.sreaders[i]
-            if readers != np.uint32(0) and code == s.NO_ERROR and not same:
-                for reader in range(warps):
-                    if (readers >> np.uint32(reader)) & np.uint32(1):
-                        stamp = worker.sclock[i * warps + reader]
-                        when, by = np.int64(stamp >> np.uint32(6)), np.int64(stamp & np.uint32(63))
-                        mine = reader == warp
-                        if (mine and when == clock and by != lane) or (not mine and when > worker.known[warp, reader]):
-                            code = s.RACE
-                            found = record(cta, reader, by & 31, when) | (s.SEVERAL_BIT if by == 32 else _U0)
-                            other = np.int64(found) & np.int64(0x7FFFFFFFFFFFFFFF)
-                            break
-            worker.sreaders[i] = np.uint32(0)
-        else:
-            for number in range(2):
-                reader = launch.gread[i] if number == 0 else launch.gread2[i]
-                if (
-                    reader != _U0
-                    and code == s.NO_ERROR
-                    and not same
-                    and not _ordered(worker.clocks, worker.known, launch.sync, shares, reader, cta, warp, lane)
-                ):
-                    code, other = s.RACE, np.int64(reader) & np.int64(0x7FFFFFFFFFFFFFFF)
-            if launch.gread[i] != _U0:
-                launch.gread[i] = _U0
-                launch.gread2[i] = _U0
-        if code != s.NO_ERROR:
-            fail(worker.error, code, pc, cta, warp, lane, i, space, 1, other)
-            return False
+        if found != _U0:
+            code = _writer_error(launch, worker, warp, lane, found, flags, True)
+            if code == _BESIDE:
+                several = s.SEVERAL_BIT
+            elif code != s.NO_ERROR and not (same and code == s.RACE):
+                fail(worker.error, code, pc, cta, warp, lane, i, space, 1, np.int64(found))
+                return False
+    if _anybody_read(launch, worker, shared, index, size):
+        for i in range(index, index + size):
+            reader = _U0 if same else _reader_race(launch, worker, warp, lane, shared, i)
+            if reader != _U0:
+                other = np.int64(reader & ~s.VALID)
+                fail(worker.error, s.RACE, pc, cta, warp, lane, i, space, 1, other)
+                return False
+            if shared:
+                worker.sreaders[i] = np.uint32(0)
+            else:
+                launch.gread[i], launch.gread2[i] = _U0, _U0
+    for i in range(index, index + size):
         writers[i] = mark | several
     return True
