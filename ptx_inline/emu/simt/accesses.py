@@ -41,24 +41,21 @@ def bank_transactions(places, mask, size, lanes):
     """Passes that an access of ``size`` bytes a lane to shared memory takes, ``lanes`` lanes at a time: in each pass a
     bank serves one 4-byte word, to any number of lanes."""
     total = 0
-    per_bank = np.zeros(_BANKS, np.int64)
-    words = np.empty(32 * 4, np.int64)
+    words = np.empty((_BANKS, 32 * 4), np.int64)  # of each bank
+    counts = np.empty(_BANKS, np.int64)
     for first in range(0, 32, lanes):
-        per_bank[:] = 0
-        count, passes = 0, 0
+        counts[:] = 0
+        passes = 0
         for lane in range(first, first + lanes):
             if (mask >> lane) & 1:
                 for word in range(places[lane] >> 2, (places[lane] + size + 3) >> 2):
-                    new = True
-                    for i in range(count - 1, -1, -1):
-                        if words[i] == word:
-                            new = False
-                            break
-                    if new:
-                        words[count] = word
-                        count += 1
-                        per_bank[word % _BANKS] += 1
-                        passes = max(passes, per_bank[word % _BANKS])
+                    bank, i = word % _BANKS, 0
+                    while i < counts[bank] and words[bank, i] != word:
+                        i += 1
+                    if i == counts[bank]:
+                        words[bank, i] = word
+                        counts[bank] += 1
+                        passes = max(passes, counts[bank])
         total += passes
     return total
 
@@ -159,13 +156,16 @@ def store(launch, worker, pc, warp, mask):
         if index < 0:
             return False
         mark = strong | record(worker.control[s.CTA], warp, lane, worker.clocks[warp])
+        bits = low_bits(np.uint64(8 * size))
+        same = True
         for k in range(count):
-            value = regs[base + launch.lists[start + k] * 32 + lane] & low_bits(np.uint64(8 * size))
-            place = index + k * size
-            same = get(launch, worker, space, place, size) == value
-            if not check_write(launch, worker, pc, warp, lane, space, place, size, flags, same, mark):
-                return False
-            put(launch, worker, space, place, size, value)
+            value = regs[base + launch.lists[start + k] * 32 + lane] & bits
+            same &= get(launch, worker, space, index + k * size, size) == value
+        if not check_write(launch, worker, pc, warp, lane, space, index, size * count, flags, same, mark):
+            return False
+        for k in range(count):
+            value = regs[base + launch.lists[start + k] * 32 + lane] & bits
+            put(launch, worker, space, index + k * size, size, value)
         worker.places[lane] = index
     worker.control[s.EVENTS] += 1
     _profile(worker, pc, space, mask, size * count)
