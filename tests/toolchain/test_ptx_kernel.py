@@ -58,8 +58,8 @@ def test_what_the_assembler_refuses(cache_directory):
         PtxKernel(TEXT.replace("mul.f32", "nonsense "), ("f32*", "f32")).cubin("sm_90a")
     with pytest.raises(RuntimeError, match=r"linking for sm_80 failed"):
         PtxKernel(TEXT.replace("sm_80", "sm_90"), ("f32*", "f32")).cubin("sm_80")
+    second = TEXT.split(".address_size 64")[1].replace("scale", "other")
     with pytest.raises(ValueError, match="exactly one kernel, got 2"):
-        second = TEXT.split(".address_size 64")[1].replace("scale", "other")
         PtxKernel(TEXT + second, ("f32*", "f32")).cubin("sm_90a")
 
 
