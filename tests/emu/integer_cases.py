@@ -107,9 +107,7 @@ def _bits() -> list[Case]:
             continue
         cases.append(Case(f"popc.{ty}", f"popc.{ty} %d, %a;", (kind,), "u32", lambda x: x.bit_count()))
         cases.append(Case(f"clz.{ty}", f"clz.{ty} %d, %a;", (kind,), "u32", lambda x, w=width: w - x.bit_length()))
-        cases.append(
-            Case(f"brev.{ty}", f"brev.{ty} %d, %a;", (kind,), kind, lambda x, w=width: int(f"{x:0{w}b}"[::-1], 2))
-        )
+        cases.append(Case(f"brev.{ty}", f"brev.{ty} %d, %a;", (kind,), kind, lambda x, w=width: int(f"{x:0{w}b}"[::-1], 2)))
         cases.append(
             Case(f"bfi.{ty}", f"bfi.{ty} %d, %a, %b, %c, %e;", (kind, kind, "amount", "amount"), kind,
                  lambda f, x, p, n, w=width: insert(f, x, p & 255, n & 255, w))
@@ -164,9 +162,7 @@ def insert(field: int, x: int, position: int, length: int, width: int) -> int:
 
 def extract(x: int, position: int, length: int, width: int, is_signed: bool) -> int:
     fill = is_signed and length > 0 and x >> min(position + length - 1, width - 1) & 1
-    bits = (
-        x >> (position + i) & 1 if i < length and position + i < width else int(fill) for i in range(width)
-    )
+    bits = (x >> (position + i) & 1 if i < length and position + i < width else int(fill) for i in range(width))
     return sum(bit << i for i, bit in enumerate(bits))
 
 
@@ -240,7 +236,8 @@ def _comparisons() -> list[Case]:
             )  # fmt: skip
     for (join, function), negated in itertools.product(_JOINS.items(), ("", "!")):
         body = (
-            f"{{ .reg .pred %x, %y, %z; .reg .b32 %t; setp.gt.u32 %z, %c, 31; setp.lt.{join}.s32 %x|%y, %a, %b, {negated}%z;"
+            "{ .reg .pred %x, %y, %z; .reg .b32 %t; setp.gt.u32 %z, %c, 31;"
+            f" setp.lt.{join}.s32 %x|%y, %a, %b, {negated}%z;"
             " selp.u32 %d, 1, 0, %x; selp.u32 %t, 2, 0, %y; or.b32 %d, %d, %t; }"
         )
 
