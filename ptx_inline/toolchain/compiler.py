@@ -117,8 +117,11 @@ def link_cubin(parts: list[bytes] | str, target: Target) -> tuple[bytes, Resourc
 
 
 def entry_name(cubin: bytes) -> str:
-    """The mangled name of the only kernel in a cubin, read off its ``.text.`` section name."""
-    names = set(re.findall(rb"\0\.text\.([\w$]+)(?=\0)", cubin))
+    """The mangled name of the only kernel in a cubin, read off the section of its parameters.
+
+    A ``.text.`` section is no sign of a kernel: 64-bit division, for one, brings a function that has its own.
+    """
+    names = set(re.findall(rb"\0\.nv\.constant0\.([\w$]+)(?=\0)", cubin))
     if len(names) != 1:
         raise ValueError(f"cubin must hold exactly one kernel, got {len(names)}")
     return names.pop().decode()

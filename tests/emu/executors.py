@@ -8,7 +8,7 @@ from ptx_inline.emu import Output
 
 
 def on_gpu(torch):
-    """Executor: function as :func:`elementwise.emulated`, by the CUDA device of ``torch``; it copies arrays there and back."""
+    """Executor: as :func:`elementwise.emulated`, on the CUDA device of ``torch``; arrays are copied there and back."""
 
     def run(kernel, grid, block, arguments, smem_bytes: int = 0) -> tuple:
         arrays = [x.array() if isinstance(x, Output) else x for x in arguments]

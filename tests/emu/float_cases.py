@@ -204,3 +204,21 @@ APPROXIMATIONS = (
     Approximation("div.full.f32", np.divide, 2.0**-60, 2.0**60, ulp=2),
     Approximation("div.full.ftz.f32", np.divide, 2.0**-60, 2.0**60, ulp=2),
 )
+
+#: Instruction -> arguments and results as PTX's tables of special values have them; NaN is the canonical one.
+INF, NAN = np.inf, np.nan
+SPECIAL_VALUES = {
+    "ex2.approx.f32": [(-INF, 0.0), (-200.0, 0.0), (-0.0, 1.0), (0.0, 1.0), (INF, INF), (200.0, INF), (NAN, NAN)],
+    "ex2.approx.ftz.f32": [(-126.5, 0.0), (-126.0, 2.0**-126), (1e-40, 1.0)],
+    "lg2.approx.f32": [(-INF, NAN), (-1.0, NAN), (-0.0, -INF), (0.0, -INF), (INF, INF), (NAN, NAN), (2.0**-140, -140.0)],
+    "lg2.approx.ftz.f32": [(2.0**-140, -INF), (-(2.0**-140), -INF)],
+    "rcp.approx.f32": [(-INF, -0.0), (-0.0, -INF), (0.0, INF), (INF, 0.0), (NAN, NAN), (2.0**127, 2.0**-127)],
+    "rcp.approx.ftz.f32": [(2.0**-127, INF), (-(2.0**-127), -INF), (2.0**127, 0.0), (-(2.0**127), -0.0)],
+    "rsqrt.approx.f32": [(-INF, NAN), (-1.0, NAN), (-0.0, -INF), (0.0, INF), (INF, 0.0), (NAN, NAN), (2.0**-140, 2.0**70)],
+    "rsqrt.approx.ftz.f32": [(2.0**-140, INF), (-(2.0**-140), -INF)],
+    "sqrt.approx.f32": [(-INF, NAN), (-1.0, NAN), (-0.0, -0.0), (0.0, 0.0), (INF, INF), (NAN, NAN), (2.0**-140, 2.0**-70)],
+    "sqrt.approx.ftz.f32": [(2.0**-140, 0.0), (-(2.0**-140), -0.0)],
+    "sin.approx.f32": [(-INF, NAN), (-0.0, -0.0), (0.0, 0.0), (INF, NAN), (NAN, NAN)],
+    "cos.approx.f32": [(-INF, NAN), (-0.0, 1.0), (0.0, 1.0), (INF, NAN), (NAN, NAN)],
+    "tanh.approx.f32": [(-INF, -1.0), (-0.0, -0.0), (0.0, 0.0), (INF, 1.0), (NAN, NAN)],
+}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from elementwise import apply_cases, check, emulated, grouped, inputs_of
-from float_cases import APPROXIMATIONS, CASES
+from float_cases import APPROXIMATIONS, CASES, INF, NAN, SPECIAL_VALUES
 
 GROUPS = grouped(CASES)
 
@@ -25,29 +25,9 @@ def test_approximations_are_within_the_documented_bound(found):
     assert errors["ulp"] <= 0.51
 
 
-#: Instruction -> arguments and results as PTX's tables of special values have them; NaN is the canonical one.
-INF, NAN = np.inf, np.nan
-SPECIAL_VALUES = {
-    "ex2.approx.f32": [(-INF, 0.0), (-200.0, 0.0), (-0.0, 1.0), (0.0, 1.0), (INF, INF), (200.0, INF), (NAN, NAN)],
-    "ex2.approx.ftz.f32": [(-126.5, 0.0), (-126.0, 2.0**-126), (1e-40, 1.0)],
-    "lg2.approx.f32": [(-INF, NAN), (-1.0, NAN), (-0.0, -INF), (0.0, -INF), (INF, INF), (NAN, NAN), (2.0**-140, -140.0)],
-    "lg2.approx.ftz.f32": [(2.0**-140, -INF), (-(2.0**-140), -INF)],
-    "rcp.approx.f32": [(-INF, -0.0), (-0.0, -INF), (0.0, INF), (INF, 0.0), (NAN, NAN), (2.0**127, 2.0**-127)],
-    "rcp.approx.ftz.f32": [(2.0**-127, INF), (-(2.0**-127), -INF), (2.0**127, 0.0), (-(2.0**127), -0.0)],
-    "rsqrt.approx.f32": [(-INF, NAN), (-1.0, NAN), (-0.0, -INF), (0.0, INF), (INF, 0.0), (NAN, NAN), (2.0**-140, 2.0**70)],
-    "rsqrt.approx.ftz.f32": [(2.0**-140, INF), (-(2.0**-140), -INF)],
-    "sqrt.approx.f32": [(-INF, NAN), (-1.0, NAN), (-0.0, -0.0), (0.0, 0.0), (INF, INF), (NAN, NAN), (2.0**-140, 2.0**-70)],
-    "sqrt.approx.ftz.f32": [(2.0**-140, 0.0), (-(2.0**-140), -0.0)],
-    "sin.approx.f32": [(-INF, NAN), (-0.0, -0.0), (0.0, 0.0), (INF, NAN), (NAN, NAN)],
-    "cos.approx.f32": [(-INF, NAN), (-0.0, 1.0), (0.0, 1.0), (INF, NAN), (NAN, NAN)],
-    "tanh.approx.f32": [(-INF, -1.0), (-0.0, -0.0), (0.0, 0.0), (INF, 1.0), (NAN, NAN)],
-}
-
-
 @pytest.mark.parametrize("ptx", SPECIAL_VALUES)
 def test_special_values_of_the_approximations(ptx):
-    (found,) = {approximation.case.body: approximation.case for approximation in APPROXIMATIONS
-                if approximation.ptx == ptx}.values()  # fmt: skip
+    found = next(approximation.case for approximation in APPROXIMATIONS if approximation.ptx == ptx)
     x, expected = (np.array(values, np.float32).view(np.uint32) for values in zip(*SPECIAL_VALUES[ptx], strict=True))
     (result,) = apply_cases(emulated, [found], [x])
     expected = np.where(np.isnan(expected.view(np.float32)), np.uint32(0x7FFFFFFF), expected)

@@ -76,5 +76,5 @@ def test_another_selector_is_another_hash():
 
 def test_an_unknown_shape_is_refused():
     text = kernel(CASES[0]).text.replace("m16n8k32", "m16n8k31").replace("m16n8k64", "m16n8k63")
-    with pytest.raises(UnsupportedPTX, match="unknown matrix instruction: mma.sync.aligned"):
+    with pytest.raises(UnsupportedPTX, match=r"unknown matrix instruction: mma\.sync\.aligned"):
         emulate(text, (1,), (32,), [np.zeros(512, np.uint32)] * 6)

@@ -4,6 +4,7 @@ import pytest
 
 from ptx_inline.toolchain import Kernel, PtxKernel, instruction_mix
 from ptx_inline.toolchain import kernel as module
+from ptx_inline.toolchain.compiler import entry_name
 
 TEXT = """
 .version 8.0
@@ -61,6 +62,13 @@ def test_what_the_assembler_refuses(cache_directory):
     second = TEXT.split(".address_size 64")[1].replace("scale", "other")
     with pytest.raises(ValueError, match="exactly one kernel, got 2"):
         PtxKernel(TEXT + second, ("f32*", "f32")).cubin("sm_90a")
+
+
+def test_a_function_that_the_assembler_adds_is_no_kernel(cache_directory):
+    divides = TEXT.replace("add.s64 %d0, %d0, %d1;", "add.s64 %d0, %d0, %d1; div.u64 %d1, %d0, %d1; add.s64 %d0, %d0, %d1;")
+    cubin = PtxKernel(divides, ("f32*", "f32")).cubin("sm_90a")
+    assert b".text.__cuda_sm20_div_u64" in cubin
+    assert entry_name(cubin) == "scale"
 
 
 def test_wrong_arguments():
