@@ -95,7 +95,14 @@ def _exact() -> list[Case]:
 
 def _comparisons() -> list[Case]:
     cases = []
-    for name in ("f32", "f64", "f16", "bf16"):
+    for name in ("f16", "bf16"):  # these have one predicate only
+        for comparison in COMPARISONS:
+            body = f"{{ .reg .pred %x; setp.{comparison}.{name} %x, %a, %b; selp.u32 %d, 1, 0, %x; }}"
+            cases.append(
+                Case(f"setp.{comparison}.{name}", body, (name, name), "u32",
+                     lambda a, b, c=comparison, t=TYPES[name]: int(compare(c, t, a, b)))
+            )  # fmt: skip
+    for name in ("f32", "f64"):
         for comparison in COMPARISONS:
             body = (
                 f"{{ .reg .pred %x, %y; .reg .b32 %t; setp.{comparison}.{name} %x|%y, %a, %b; selp.u32 %d, 1, 0, %x;"

@@ -293,10 +293,11 @@ def test_approximations_are_near_the_hardware(gpu):
         assert max(shares) <= 1, (found.ptx, shares)
 
 
-def test_every_kernel_assembles():
+def test_every_kernel_assembles(cache_directory):
     """Without a GPU: what would run there at least is PTX that the assembler takes."""
-    kernels = [elementwise_kernel(cases) for cases in GROUPS[::6]]
-    kernels += [wk.permute_kernel("v4.u32"), wk.shuffle_kernel("up"), wk.reduction_kernel(), wk.ldmatrix_kernel(4, True)]
-    kernels += [wk.mma_kernel("f16"), wk.red_kernel("add.f32"), wk.own_atomics_kernel()]
+    kernels = [elementwise_kernel(cases) for cases in (*GROUPS, *([found.case] for found in APPROXIMATIONS))]
+    kernels += [*map(wk.permute_kernel, wk.ACCESSES), *map(wk.shuffle_kernel, wk.SHUFFLES), wk.reduction_kernel()]
+    kernels += [wk.ldmatrix_kernel(number, trans) for number in (1, 2, 4) for trans in (False, True)]
+    kernels += [*map(wk.mma_kernel, ("f16", "bf16")), *map(wk.red_kernel, wk.SHARED_ATOMICS), wk.own_atomics_kernel()]
     for kernel in kernels:
         assert kernel.resources("sm_120a" if "sm_120a" in kernel.text else "sm_90a").registers > 0

@@ -16,11 +16,11 @@ _HEAD = ".version 8.0\n.target sm_90a\n.address_size 64\n"
 def _kernel(parameters: str, lines: list[str], signature: tuple[str, ...], head: str = _HEAD) -> PtxKernel:
     """A kernel whose thread number over all CTAs is in %i; parameters: one letter each, pointers in %p_x."""
     text = [head, ".visible .entry kernel(" + ", ".join(f".param .u64 {name}" for name in parameters) + ")", "{"]
-    text += [".reg .b32 %i, %tid, %lane, %t<12>;", ".reg .b64 %o, %q<4>;", ".reg .pred %x, %y;"]
+    text += [".reg .b32 %i, %thread, %lane, %t<12>;", ".reg .b64 %o, %q<4>;", ".reg .pred %x, %y;"]
     text += [f".reg .b64 %p_{name};" for name in parameters]
     text += [f"ld.param.u64 %p_{name}, [{name}];" for name in parameters]
-    text += ["mov.u32 %tid, %tid.x;", "mov.u32 %lane, %laneid;", "mov.u32 %t0, %ctaid.x;", "mov.u32 %t1, %ntid.x;"]
-    text += ["mad.lo.u32 %i, %t0, %t1, %tid;", *lines, "ret;", "}", ""]
+    text += ["mov.u32 %thread, %tid.x;", "mov.u32 %lane, %laneid;", "mov.u32 %t0, %ctaid.x;", "mov.u32 %t1, %ntid.x;"]
+    text += ["mad.lo.u32 %i, %t0, %t1, %thread;", *lines, "ret;", "}", ""]
     return PtxKernel("\n".join(text), signature)
 
 
@@ -35,7 +35,7 @@ def permute_kernel(access: str) -> PtxKernel:
     Arguments: x, y (elements of the access's size), a, b, c (u32 a thread; b and c permute the threads of a CTA).
     """
     size = ACCESSES[access]
-    vector, _, scalar = access.rpartition(".")
+    vector = access.rpartition(".")[0]
     count = int(vector[1:]) if vector else 1
     width = {1: ".b16", 2: ".b16", 4: ".b32", 8: ".b64"}[size // count]
     names = [f"%e{k}" for k in range(count)]
@@ -67,7 +67,8 @@ def shuffle_kernel(mode: str) -> PtxKernel:
     for register, pointer in (("%t2", "%p_x"), ("%t3", "%p_a"), ("%t4", "%p_c")):
         lines += [_at("%o", pointer, "%i", 4), f"ld.global.u32 {register}, [%o];"]
     lines += [f"shfl.sync.{mode}.b32 %t5|%x, %t2, %t3, %t4, 0xffffffff;", "selp.u32 %t6, 1, 0, %x;"]
-    lines += [_at("%o", "%p_y", "%i", 4), "st.global.u32 [%o], %t5;", _at("%o", "%p_z", "%i", 4), "st.global.u32 [%o], %t6;"]
+    lines += [_at("%o", "%p_y", "%i", 4), "st.global.u32 [%o], %t5;"]
+    lines += [_at("%o", "%p_z", "%i", 4), "st.global.u32 [%o], %t6;"]
     return _kernel("xacyz", lines, ("u32*",) * 5)
 
 
@@ -114,7 +115,9 @@ def reduced(x: np.ndarray) -> np.ndarray:
     low = warps & 7
     alike = (low[:, :, None] == low[:, None, :]).astype(np.uint64)
     matches = (alike << np.arange(32, dtype=np.uint64)).sum(2).astype(np.uint32)
-    found = [matches if function is None else np.repeat(function(warps)[:, None], 32, 1) for function in REDUCTIONS.values()]
+    found = [
+        matches if function is None else np.repeat(function(warps)[:, None], 32, 1) for function in REDUCTIONS.values()
+    ]
     return np.stack([array.reshape(-1) for array in found])
 
 
@@ -122,11 +125,11 @@ def ldmatrix_kernel(number: int, trans: bool) -> PtxKernel:
     """y[4 * i + k] = register k of thread i: each warp fills 4 KiB from x and reads rows at a[i] (multiples of 16)."""
     registers = ", ".join(f"%t{4 + k}" for k in range(number))
     lines = [f".shared .align 16 .b8 buffer[{4096 * THREADS // 32}];", ".reg .b32 %base;", "mov.u32 %base, buffer;"]
-    lines += ["mad.lo.u32 %base, %tid, 128, %base;", _at("%o", "%p_x", "%i", 128)]
+    lines += ["mad.lo.u32 %base, %thread, 128, %base;", _at("%o", "%p_x", "%i", 128)]
     for k in range(8):
         lines += [f"ld.global.v4.u32 {{%t4, %t5, %t6, %t7}}, [%o+{16 * k}];"]
         lines += [f"st.shared.v4.u32 [%base+{16 * k}], {{%t4, %t5, %t6, %t7}};"]
-    lines += ["bar.sync 0;", "sub.u32 %t2, %tid, %lane;", "mov.u32 %base, buffer;", "mad.lo.u32 %base, %t2, 128, %base;"]
+    lines += ["bar.sync 0;", "sub.u32 %t2, %thread, %lane;", "mov.u32 %base, buffer;", "mad.lo.u32 %base, %t2, 128, %base;"]
     lines += [_at("%o", "%p_a", "%i", 4), "ld.global.u32 %t3, [%o];", "add.u32 %base, %base, %t3;"]
     name = f"ldmatrix.sync.aligned.m8n8.x{number}{'.trans' if trans else ''}.shared.b16"
     lines += [f"{name} {{{registers}}}, [%base];", _at("%o", "%p_y", "%i", 16)]
@@ -179,7 +182,7 @@ def red_kernel(operation: str) -> PtxKernel:
 
 
 def own_atomics_kernel() -> PtxKernel:
-    """Each thread on its own word y[i]: exch, cas, inc, dec, add by x[i] one after the other; z[k, i] what they returned."""
+    """Each thread on its own word y[i]: inc, dec, cas, exch, add by x[i], in turn; z[k, i]: what step k returned."""
     lines = ["mov.u32 %t5, %nctaid.x;", "mul.lo.u32 %t5, %t5, %t1;", _at("%o", "%p_x", "%i", 4), "ld.global.u32 %t2, [%o];"]
     lines += [_at("%q0", "%p_y", "%i", 4), "and.b32 %t3, %t2, 3;"]
     steps = ("inc.u32 %t4, [%q0], %t3", "dec.u32 %t4, [%q0], %t2", "cas.b32 %t4, [%q0], %t3, %t2",
@@ -193,16 +196,19 @@ def own_atomics_kernel() -> PtxKernel:
 
 def own_atomics(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What :func:`own_atomics_kernel` leaves in y, and z."""
-    low, y, old = x & 3, y.copy(), []
 
-    def inc(bound):
+    def inc(y, bound):
         return np.where(y >= bound, np.uint32(0), y + np.uint32(1))
 
-    def dec(bound):
+    def dec(y, bound):
         return np.where((y == 0) | (y > bound), bound, y - np.uint32(1))
 
-    for step in (lambda: inc(low), lambda: dec(x), lambda: np.where(y == low, x, y), lambda: x, lambda: y + low,
-                 lambda: inc(x), lambda: dec(low)):  # fmt: skip
-        old.append(y.copy())
-        y = step().astype(np.uint32)
+    low, old = x & 3, []
+    steps = (
+        lambda y: inc(y, low), lambda y: dec(y, x), lambda y: np.where(y == low, x, y), lambda y: x, lambda y: y + low,
+        lambda y: inc(y, x), lambda y: dec(y, low),
+    )  # fmt: skip
+    for step in steps:
+        old.append(y)
+        y = step(y).astype(np.uint32)
     return y, np.stack(old)
