@@ -10,6 +10,7 @@ import pytest
 import warp_kernels as wk
 from conversion_cases import CASES as CONVERSIONS
 from elementwise import Case, apply_cases, check, elementwise_kernel, emulated, grouped, inputs_of
+from exact_floats import TYPES
 from executors import on_gpu
 from float_cases import APPROXIMATIONS, SPECIAL_VALUES
 from float_cases import CASES as FLOATS
@@ -30,13 +31,13 @@ class Oracle:
     rounds, values, is_gpu = 1, 2048, False
 
     def run(self, kernel, grid, block, arguments, expected):
-        """The emulator's outputs, which must equal those that ``expected()`` returns, by position."""
+        """Run a kernel; its outputs must equal those of ``expected``."""
         found = emulated(kernel, grid, block, arguments)
-        for position, array in expected().items():
+        for position, array in zip(expected.positions, expected.function(), strict=True):
             np.testing.assert_array_equal(found[position], array)
-        return found
 
     def elementwise(self, cases, inputs):
+        """Apply cases to inputs; their results must equal the cases' oracles."""
         inputs = [x[:256] for x in inputs]
         check(cases, inputs, apply_cases(emulated, cases, inputs))
 
@@ -55,22 +56,19 @@ class Gpu:
     def run(self, kernel, grid, block, arguments, expected):
         found = emulated(kernel, grid, block, arguments)
         judged = self.executor(kernel, grid, block, arguments)
-        for position in expected.positions if isinstance(expected, Positions) else range(len(arguments)):
-            if isinstance(arguments[position], np.ndarray | Output):
-                x, y = (np.ascontiguousarray(each[position]).view(np.uint8) for each in (found, judged))
-                np.testing.assert_array_equal(x, y)
-                self.compared += found[position].size
-        return found
+        for position in expected.positions:
+            x, y = (np.ascontiguousarray(each[position]).view(np.uint8) for each in (found, judged))
+            np.testing.assert_array_equal(x, y)
+            self.compared += found[position].size
 
     def elementwise(self, cases, inputs):
         found, judged = (apply_cases(run, cases, inputs) for run in (emulated, self.executor))
         for case, x, y in zip(cases, found, judged, strict=True):
-            different = x != y
             if not case.nan_bits:
-                both = _is_nan(x, case.result) & _is_nan(y, case.result)
-                self.nan_bits += int(np.count_nonzero(different & both))
-                different &= ~both
-            at = np.flatnonzero(different)
+                self.nan_bits += int(np.count_nonzero(x != y))
+                x, y = (with_one_nan(bits, case.result) for bits in (x, y))
+                self.nan_bits -= int(np.count_nonzero(x != y))
+            at = np.flatnonzero(x != y)
             if at.size:
                 operands = [hex(int(array[at[0]])) for array in inputs]
                 pytest.fail(
@@ -86,21 +84,19 @@ class Gpu:
 
 
 class Positions:
-    """Which outputs a run has, and what they should be: as ``expected`` of a judge."""
+    """Positions of a kernel's outputs among its arguments, and a function that computes them independently."""
 
     def __init__(self, function, *positions):
         self.function, self.positions = function, positions
 
-    def __call__(self):
-        return dict(zip(self.positions, self.function(), strict=True))
 
-
-def _is_nan(bits, kind):
-    if kind.endswith("x2"):  # either half: neither op mixes them
-        return _is_nan(bits & 0xFFFF, kind[:-2]) | _is_nan(bits >> 16, kind[:-2])
-    infinity = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F800000, "f64": 0x7FF << 52}[kind]
-    sign = {"f16": 15, "bf16": 15, "f32": 31, "f64": 63}[kind]
-    return bits & bits.dtype.type((1 << sign) - 1) > bits.dtype.type(infinity)
+def with_one_nan(bits, kind):
+    """The bits with every NaN replaced by the same one."""
+    if kind.endswith("x2"):
+        return with_one_nan(np.ascontiguousarray(bits).view(np.uint16), kind[:-2]).view(np.uint32)
+    ty = TYPES[kind]
+    magnitude = bits & bits.dtype.type(ty.sign - 1)
+    return np.where(magnitude > bits.dtype.type(ty.infinity), bits.dtype.type(ty.nan), bits)
 
 
 @pytest.fixture(params=["oracle", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -235,6 +231,17 @@ def test_mma(judge, name, inputs):
     judge.report(f"mma m16n8k16 {name}, {inputs} inputs")
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_120a"])
+def test_mma_goes_by_the_target_of_the_program(target):
+    rng = np.random.default_rng(7)
+    a, b = (rng.standard_normal((64, 32, 2 * count)).astype(np.float16).view(np.uint32) for count in (4, 2))
+    c = rng.standard_normal((64, 32, 4)).astype(np.float32)
+    text = wk.mma_kernel("f16").text.replace("sm_90a", target)
+    found = emulated(text, (8,), (wk.THREADS,), (a, b, c, Output(c.shape, np.float32)))[3]
+    np.testing.assert_array_equal(found, mma_registers("m16n8k16.f16", a, b, c, target=target))
+    assert np.any(found != mma_registers("m16n8k16.f16", a, b, c)) == (target != "sm_120a")
+
+
 @pytest.mark.parametrize("operation", wk.SHARED_ATOMICS)
 def test_atomics_of_many_threads(judge, operation):
     dtype, function = wk.SHARED_ATOMICS[operation]
@@ -275,6 +282,39 @@ def test_special_values_of_approximations(judge, ptx):
     case = Case(ptx, f"{ptx} %d, %a;", ("f32",), "f32", table.__getitem__, nan_bits=False)
     judge.elementwise([case], [x])
     judge.report(f"special values of {ptx}")
+
+
+def test_nans_are_told_from_numbers():
+    """What the comparison with a GPU rests on where NaN bits are open."""
+    bits = np.array([0x7F800001, 0xFFFFFFFF, 0x7F800000, 0x3F800000, 0], np.uint32)
+    assert with_one_nan(bits, "f32").tolist() == [0x7FFFFFFF, 0x7FFFFFFF, 0x7F800000, 0x3F800000, 0]
+    pairs = np.array([0x7C01FC00, 0x3C00FE00], np.uint32)
+    assert with_one_nan(pairs, "f16x2").tolist() == [0x7FFFFC00, 0x3C007FFF]
+    assert with_one_nan(np.array([0xFF81, 0x7F80], np.uint16), "bf16").tolist() == [0x7FFF, 0x7F80]
+
+
+def test_a_gpu_that_differs_is_reported():
+    """The judge with another emulator run in the GPU's place, whose results are changed."""
+    judge = Gpu.__new__(Gpu)
+    judge.compared = judge.nan_bits = 0
+
+    def wrong(*arguments):
+        found = emulated(*arguments)
+        found[-1][3] ^= 1
+        return found
+
+    judge.executor = emulated
+    cases = [case for case in INTEGERS if case.name == "add.u32"]
+    inputs = [np.arange(8, dtype=np.uint32), np.full(8, 5, np.uint32)]
+    judge.elementwise(cases, inputs)
+    assert judge.compared == 8
+    judge.executor = wrong
+    with pytest.raises(pytest.fail.Exception, match=r"add.u32: 1 of 8 differ; of \['0x3', '0x5'\] .* 0x8, the GPU 0x9"):
+        judge.elementwise(cases, inputs)
+    x = np.arange(64, dtype=np.uint32)
+    arguments = (x, x.copy(), Output((7, 64), np.uint32))
+    with pytest.raises(AssertionError, match="Mismatched elements"):
+        judge.run(wk.own_atomics_kernel(), (1,), (64,), arguments, Positions(None, 2))
 
 
 @pytest.mark.gpu

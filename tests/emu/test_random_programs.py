@@ -54,7 +54,7 @@ def test_gpu_equals_the_emulator(gpu):
     compared = []
 
     @seed(1)
-    @settings(max_examples=300, suppress_health_check=list(HealthCheck), deadline=None, database=None)
+    @settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None, database=None)
     @given(program=programs(40), number=st.integers(0, 2**16))
     def compare(program, number):
         content = inputs(number, 256)
