@@ -84,7 +84,7 @@ class Machine:
             np.zeros(size, np.uint64),
             np.zeros((self.ctas if program.shares_global else 1, s.RELEASED_CLOCK + s.CLOCKS), np.int64),
             np.zeros(len(program.code), np.uint8),
-            *stack_tables([mma_table(*mma) for mma in program.mmas]),
+            *stack_tables([mma_table(*mma, program.target) for mma in program.mmas]),
         )
 
     def run(self, workers: int | None = None) -> Profile:

@@ -11,11 +11,12 @@ For one element of D, with the parameters of :class:`ptx_inline.isa.instructions
 3. ``e_max`` is the largest exponent of the addends and C, at least ``min_exponent``.
 4. Each addend and C is truncated toward zero to a multiple of 2^(e_max - fraction_bits); these are added exactly, and
    the sum is rounded toward zero to float32 (subnormals kept, infinity from 2^128 on).
+   On targets before sm_90 the f16 and bf16 MMAs do steps 2 to 4 for each half of k, the first result being C of the next.
 5. NaN is 0x7FFFFFFF, and -0 becomes +0. The top bit of a UE4M3 scale is ignored.
 
-Source: arXiv 2511.10909 and its published code, for Hopper (f16, bf16) and consumer Blackwell (the rest). The results
-read from a physical sm_120 GPU in :mod:`ptx_inline.isa.transcripts` are reproduced. Cancellation across very different
-exponents and non-finite operands are only partly covered by them.
+Source: arXiv 2511.10909 and its published code, for Ampere, Ada and Hopper (f16, bf16) and consumer Blackwell (the
+rest). The results read from a physical sm_120 GPU in :mod:`ptx_inline.isa.transcripts` are reproduced. Cancellation
+across very different exponents and non-finite operands are only partly covered by them.
 
 Everything is exact in float64: a sum of 16 products of at most 36, times two significands below 2, is below 2^12 times
 2^e_max, hence below 2^47 units of step 4, and there are four; single products are below 2^27 units, and there are 32.
@@ -29,7 +30,7 @@ import numpy as np
 
 from ptx_inline.isa.formats import E2M3, FORMATS, Format
 from ptx_inline.isa.fragments import WARP_SIZE, fragment
-from ptx_inline.isa.instructions import Instruction, instruction
+from ptx_inline.isa.instructions import Instruction, Numerics, instruction
 
 #: Bit pattern of every NaN that an MMA returns.
 NAN_BITS = 0x7FFFFFFF
@@ -63,15 +64,17 @@ def mma(
     a_format: str | None = None,
     b_format: str | None = None,
     sf_format: str | None = None,
+    target: str | None = None,
 ) -> np.ndarray:
     """D = A B + C of the MMA ``key``, float32 (..., M, N).
 
     a (..., M, K), b (..., N, K): codes, uint8 (uint16 bit patterns for f16 and bf16); c: float32 (..., M, N); sfa
     (..., M, K / sf_vec_size), sfb (..., N, K / sf_vec_size): uint8, where the MMA has scales. Leading axes broadcast.
-    Formats: ``None`` is the instruction's first. Raises ``TypeError`` for a dtype and ``ValueError`` for a shape, a
-    format, a code beyond its format, or scales missing or in excess.
+    Formats: ``None`` is the instruction's first. target: whose arithmetic, e.g. ``"sm_80"``; ``None`` the newest.
+    Raises ``TypeError`` for a dtype and ``ValueError`` for a shape, a format, a code beyond its format, or scales missing
+    or in excess.
     """
-    description = instruction(key)
+    description = instruction(key).on(target)
     formats = description.formats(a_format, b_format, sf_format)
     m, n, k = description.shape
     scales = description.scales_per_row
@@ -105,16 +108,17 @@ def mma_registers(
     a_format: str | None = None,
     b_format: str | None = None,
     sf_format: str | None = None,
+    target: str | None = None,
 ) -> np.ndarray:
     """D registers, float32 (..., 32, 4), of the MMA ``key`` on a warp's registers.
 
     a, b: uint32 (..., 32, registers); c: float32 (..., 32, 4); sfa, sfb: uint32 (..., 32), where the MMA has scales;
-    the rest are its immediate selectors and formats. Leading axes broadcast. In the 8-bit containers of the f8f6f4
+    the rest are its immediate selectors, formats and target. Leading axes broadcast. In the 8-bit containers of the f8f6f4
     kinds bits [7:6] of a 6-bit format are ignored, and E2M1's two pad bits [1:0] are not: the hardware reads the byte
     as E2M3, which is the same number when they are zero. Raises as :func:`mma` and
     :func:`ptx_inline.isa.fragments.fragment` do.
     """
-    description = instruction(key)
+    description = instruction(key).on(target)
     formats = description.formats(a_format, b_format, sf_format)
     registers = description.registers
     a = _checked("a", a, np.uint32, (WARP_SIZE, registers["a"]))
@@ -188,16 +192,24 @@ def _mma_tiles(description: Instruction, formats, a, b, c, sfa=None, sfb=None) -
             _decode(x, format, container) for x, format in zip((a, b), formats[:2], strict=True)
         )
         if numerics.group > 1:
-            addends, exponents = _group_addends(a, b, scales_a, scales_b, numerics.group)
-        else:
-            addends, exponents = _product_addends(a, a_exponent, b, b_exponent, scales_a, scales_b)
-        c_exponent = _wide_exponent(c.view(np.uint32), c == 0, "f32")
-        e_max = np.maximum(np.maximum(exponents, c_exponent), numerics.min_exponent).astype(np.int32)
-        per_unit = np.ldexp(1.0, numerics.fraction_bits - e_max)
-        np.multiply(addends, per_unit[..., None], out=addends)
-        total = np.trunc(addends, out=addends).sum(axis=-1)
-        total += np.trunc(c * per_unit)
-        return _round_toward_zero(total * np.ldexp(1.0, e_max - numerics.fraction_bits))
+            return _add(numerics, *_group_addends(a, b, scales_a, scales_b, numerics.group), c)
+        k = a.shape[-1]
+        for start in range(0, k, numerics.step or k):
+            part = slice(start, start + (numerics.step or k))
+            operands = (x[..., part] for x in (a, a_exponent, b, b_exponent))
+            c = _add(numerics, *_product_addends(*operands, scales_a, scales_b), c)
+        return c
+
+
+def _add(numerics: Numerics, addends: np.ndarray, exponents: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Steps 3 to 5: float32 (T, M, N). Overwrites the addends."""
+    c_exponent = _wide_exponent(c.view(np.uint32), c == 0, "f32")
+    e_max = np.maximum(np.maximum(exponents, c_exponent), numerics.min_exponent).astype(np.int32)
+    per_unit = np.ldexp(1.0, numerics.fraction_bits - e_max)
+    np.multiply(addends, per_unit[..., None], out=addends)
+    total = np.trunc(addends, out=addends).sum(axis=-1)
+    total += np.trunc(c * per_unit)
+    return _round_toward_zero(total * np.ldexp(1.0, e_max - numerics.fraction_bits))
 
 
 def _group_addends(a, b, scales_a, scales_b, group: int) -> tuple[np.ndarray, np.ndarray]:

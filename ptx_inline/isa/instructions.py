@@ -7,7 +7,8 @@ them. The numerics are a published model of the hardware: see :class:`Numerics`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 _PTX_ISA = "PTX ISA, Warp Level Matrix Instructions: mma"
 _ARCHITECTURE_SPECIFIC = ("sm_120a", "sm_120f", "sm_121a")
@@ -21,12 +22,14 @@ class Numerics:
     their scales, and C are the addends. Each has the exponent of its unnormalised significand (see
     :mod:`ptx_inline.isa.arithmetic`); all are aligned to the largest one, at least ``min_exponent``, and truncated
     toward zero at ``fraction_bits`` binary places of it, added exactly and rounded once, toward zero, to float32.
+
+    With ``step`` only that many elements of k are added at a time: the result of each step is C of the next.
     """
 
     group: int
     fraction_bits: int
     min_exponent: int
-    note: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Instruction:
         thread_ids_a, thread_ids_b: thread selectors allowed.
         min_targets: the targets that have it (the first is the one we compile for), or the oldest of all later ones.
         min_ptx: version of the PTX ISA that introduced it; a target may need a later one (sm_120f and sm_121a: 8.8).
-        numerics: how it adds.
+        numerics: how it adds, on sm_90 and later.
+        numerics_before_sm_90: how it adds on older targets, where that is different.
         source: where the facts stand.
         note: exceptions to the above.
     """
@@ -64,6 +68,7 @@ class Instruction:
     byte_ids: tuple[int, ...] = (0,)
     thread_ids_a: tuple[int, ...] = (0,)
     thread_ids_b: tuple[int, ...] = (0,)
+    numerics_before_sm_90: Numerics | None = None
     source: str = _PTX_ISA
     note: str = ""
 
@@ -91,6 +96,13 @@ class Instruction:
                 raise ValueError(f"{name} must be one of {', '.join(allowed) or 'none'} for {self.key}, got {value!r}")
             chosen.append(value if value is not None else next(iter(allowed), None))
         return tuple(chosen)
+
+    def on(self, target: str | None) -> Instruction:
+        """The same MMA with ``numerics`` as a target such as ``"sm_86"`` has them; ``None`` is the newest."""
+        match = re.match(r"sm_(\d+)", target or "")
+        if self.numerics_before_sm_90 is None or match is None or int(match[1]) >= 90:
+            return self
+        return replace(self, numerics=self.numerics_before_sm_90)
 
     @property
     def scales_per_row(self) -> int:
@@ -121,12 +133,14 @@ class Instruction:
 _F8F6F4 = ("e2m1", "e2m3", "e3m2", "e4m3", "e5m2")
 _K64 = Numerics(group=16, fraction_bits=35, min_exponent=-139)
 _K32 = Numerics(group=1, fraction_bits=25, min_exponent=-133)
-_K16 = Numerics(
-    group=1,
-    fraction_bits=25,
-    min_exponent=-133,
-    note="Hopper and later. Ampere and Ada add two halves of 8 products one after the other, with 24 fraction bits.",
-)
+_K16 = {
+    "shape": (16, 8, 16),
+    "element_bits": 16,
+    "numerics": Numerics(group=1, fraction_bits=25, min_exponent=-133),
+    "numerics_before_sm_90": Numerics(group=1, fraction_bits=24, min_exponent=-132, step=8),
+    "min_targets": ("sm_80",),
+    "min_ptx": "7.0",
+}
 _FP4 = {"shape": (16, 8, 64), "element_bits": 4, "a_formats": ("e2m1",), "b_formats": ("e2m1",), "numerics": _K64}
 _SELECTORS = {"thread_ids_a": (0, 1), "thread_ids_b": (0, 1, 2, 3)}
 
@@ -186,24 +200,16 @@ INSTRUCTIONS = {
         Instruction(
             "m16n8k16.f16",
             "mma.sync.aligned.m16n8k16.row.col.f32.{a}.{b}.f32",
-            shape=(16, 8, 16),
-            element_bits=16,
             a_formats=("f16",),
             b_formats=("f16",),
-            numerics=_K16,
-            min_targets=("sm_80",),
-            min_ptx="7.0",
+            **_K16,
         ),
         Instruction(
             "m16n8k16.bf16",
             "mma.sync.aligned.m16n8k16.row.col.f32.{a}.{b}.f32",
-            shape=(16, 8, 16),
-            element_bits=16,
             a_formats=("bf16",),
             b_formats=("bf16",),
-            numerics=_K16,
-            min_targets=("sm_80",),
-            min_ptx="7.0",
+            **_K16,
         ),
     )
 }

@@ -1,4 +1,5 @@
-"""Python function -> LTO-IR -> PTX or cubin, by numba-cuda, NVRTC and nvJitLink; none of it needs a GPU or a driver."""
+"""Python function -> LTO-IR -> PTX or cubin, or PTX -> cubin, by numba-cuda, NVRTC and nvJitLink; none of it needs a GPU
+or a driver."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from ptx_inline.types import numba_type
 _lock = threading.Lock()
 
 # Products and sums are fused only where a kernel writes fma: what one reads is what runs, on every target.
-_LINK_OPTIONS = ("-lto", "-fma=0", "-no-cache")
+_LTO_OPTIONS = ("-lto", "-fma=0", "-no-cache")
+_PTX_OPTIONS = ("-Xptxas=-fmad=false", "-no-cache")
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,8 @@ def link_ptx(ltoir: list[bytes], target: Target) -> str:
     return ptx.rstrip(b"\0").decode()
 
 
-def link_cubin(ltoir: list[bytes], target: Target) -> tuple[bytes, Resources]:
-    """Machine code and ptxas's resource report."""
+def link_cubin(parts: list[bytes] | str, target: Target) -> tuple[bytes, Resources]:
+    """Machine code and ptxas's resource report, of LTO-IR or of a PTX text."""
     from cuda.bindings import nvjitlink
 
     def read(handle) -> bytes:
@@ -110,27 +112,34 @@ def link_cubin(ltoir: list[bytes], target: Target) -> tuple[bytes, Resources]:
         nvjitlink.get_linked_cubin(handle, code)
         return bytes(code)
 
-    cubin, log = _link(ltoir, target, ("-Xptxas=-v", "-verbose"), read)
+    cubin, log = _link(parts, target, ("-Xptxas=-v", "-verbose"), read)
     return cubin, _parse_resources(log)
 
 
 def entry_name(cubin: bytes) -> str:
-    """The mangled name of the only kernel in a cubin, read off its ``.text.`` section name."""
-    names = set(re.findall(rb"\0\.text\.([\w$]+)(?=\0)", cubin))
+    """The mangled name of the only kernel in a cubin, read off the section of its parameters.
+
+    A ``.text.`` section is no sign of a kernel: 64-bit division, for one, brings a function that has its own.
+    """
+    names = set(re.findall(rb"\0\.nv\.constant0\.([\w$]+)(?=\0)", cubin))
     if len(names) != 1:
         raise ValueError(f"cubin must hold exactly one kernel, got {len(names)}")
     return names.pop().decode()
 
 
-def _link(ltoir: list[bytes], target: Target, extra: tuple[str, ...], read: Callable) -> tuple[bytes, str]:
+def _link(parts: list[bytes] | str, target: Target, extra: tuple[str, ...], read: Callable) -> tuple[bytes, str]:
     from cuda.bindings import nvjitlink
 
-    options = [f"-arch={target.name}", *_LINK_OPTIONS, *extra]
+    if isinstance(parts, str):
+        kind, options, parts = nvjitlink.InputType.PTX, _PTX_OPTIONS, [parts.encode() + b"\0"]
+    else:
+        kind, options = nvjitlink.InputType.LTOIR, _LTO_OPTIONS
+    options = [f"-arch={target.name}", *options, *extra]
     handle = nvjitlink.create(len(options), options)
     try:
         try:
-            for number, code in enumerate(ltoir):
-                nvjitlink.add_data(handle, nvjitlink.InputType.LTOIR, code, len(code), f"part{number}")
+            for number, code in enumerate(parts):
+                nvjitlink.add_data(handle, kind, code, len(code), f"part{number}")
             nvjitlink.complete(handle)
         except nvjitlink.nvJitLinkError as error:
             log = bytearray(nvjitlink.get_error_log_size(handle))

@@ -1,4 +1,4 @@
-"""``Kernel``: one Numba CUDA Python function with fixed constants, for every target."""
+"""``Kernel``: one Numba CUDA Python function with fixed constants, for every target; ``PtxKernel``: one PTX text."""
 
 from __future__ import annotations
 
@@ -19,62 +19,29 @@ _COMPILER = Path(__file__).parent
 _PACKAGE = _COMPILER.parent
 
 
-class Kernel:
-    """A GPU kernel, compiled at first use for each target and kept on disk.
+class CompiledKernel:
+    """What kernels of every source share: compiled at first use for each target, kept on disk, launched.
 
-    ``factory(**constants)`` returns the Python function to compile; what it closes over is a compile-time constant. It
-    imports ``numba.cuda`` inside, so that a process that finds its cubin or PTX in the cache never imports Numba.
-
-    Args:
-        factory: module-level function, or one defined in a notebook.
-        signature: argument types, e.g. ``("u16*", "f32*", "i64")``; see :mod:`ptx_inline.types`.
-        constants: keyword arguments of the factory; numbers, strings, booleans or tuples of them.
-        launch_bounds: ``(max_threads,)`` or ``(max_threads, min_ctas_per_sm)``, as CUDA's ``__launch_bounds__``.
-
-    Raises ``TypeError`` or ``ValueError`` for a constant or a type that is none of these.
+    signature: argument types, e.g. ``("u16*", "f32*", "i64")``; see :mod:`ptx_inline.types`.
     """
 
-    def __init__(
-        self,
-        factory: Callable[..., Callable],
-        signature: Sequence[str],
-        constants: Mapping[str, object] | None = None,
-        launch_bounds: tuple[int, ...] | None = None,
-    ):
-        self.factory = factory
+    def __init__(self, signature: Sequence[str]):
         self.signature = tuple(map(check_type, signature))
-        self.constants = dict(constants or {})
-        self.launch_bounds = launch_bounds
-        for name, value in self.constants.items():
-            _check_constant(name, value)
         self._cubins: dict[Target, tuple[bytes, str, Resources]] = {}
-        self._ptx: dict[Target, str] = {}
         self._loaded: dict[int, LoadedKernel] = {}
         self._reader = ArgumentReader(self.signature)
 
-    @property
-    def name(self) -> str:
-        """Factory and constants, for messages."""
-        constants = ", ".join(f"{name}={value!r}" for name, value in self.constants.items())
-        return f"{self.factory.__module__}.{self.factory.__qualname__}({constants})"
-
-    def ltoir(self, target: str | Target) -> list[bytes]:
-        """LTO-IR of the kernel and of each snippet that it uses."""
-        function = self.factory(**self.constants)
-        return to_ltoir(function, self.signature, Target.parse(target), self.launch_bounds)
-
     def ptx(self, target: str | Target) -> str:
-        """The final PTX, with every snippet inlined; from the disk cache if it is there."""
-        target = Target.parse(target)
-        text = self._ptx.get(target)
-        if text is None:
-            key = self._cache_key(target, "ptx")
-            text = disk.load_ptx(key)
-            if text is None:
-                text = link_ptx(self.ltoir(target), target)
-                disk.store_ptx(key, text)
-            self._ptx[target] = text
-        return text
+        """The final PTX."""
+        raise NotImplementedError
+
+    def _source(self, target: Target) -> list[bytes] | str:
+        """What is linked: LTO-IR or a PTX text."""
+        raise NotImplementedError
+
+    def _identity(self) -> tuple:
+        """All that decides the machine code but the target, as numbers, strings and tuples of them."""
+        raise NotImplementedError
 
     def cubin(self, target: str | Target) -> bytes:
         """Machine code, from the disk cache if it is there."""
@@ -129,22 +96,108 @@ class Kernel:
             key = self._cache_key(target, "cubin")
             compiled = disk.load(key)
             if compiled is None:
-                cubin, resources = link_cubin(self.ltoir(target), target)
+                cubin, resources = link_cubin(self._source(target), target)
                 compiled = cubin, entry_name(cubin), resources
                 disk.store(key, *compiled)
             self._cubins[target] = compiled
         return compiled
 
     def _cache_key(self, target: Target, output: str) -> str:
-        return disk.key(
-            output,
+        return disk.key(output, *self._identity(), target.name)
+
+
+class Kernel(CompiledKernel):
+    """A GPU kernel, compiled at first use for each target and kept on disk.
+
+    ``factory(**constants)`` returns the Python function to compile; what it closes over is a compile-time constant. It
+    imports ``numba.cuda`` inside, so that a process that finds its cubin or PTX in the cache never imports Numba.
+
+    Args:
+        factory: module-level function, or one defined in a notebook.
+        signature: argument types, e.g. ``("u16*", "f32*", "i64")``; see :mod:`ptx_inline.types`.
+        constants: keyword arguments of the factory; numbers, strings, booleans or tuples of them.
+        launch_bounds: ``(max_threads,)`` or ``(max_threads, min_ctas_per_sm)``, as CUDA's ``__launch_bounds__``.
+
+    Raises ``TypeError`` or ``ValueError`` for a constant or a type that is none of these.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[..., Callable],
+        signature: Sequence[str],
+        constants: Mapping[str, object] | None = None,
+        launch_bounds: tuple[int, ...] | None = None,
+    ):
+        super().__init__(signature)
+        self.factory = factory
+        self.constants = dict(constants or {})
+        self.launch_bounds = launch_bounds
+        for name, value in self.constants.items():
+            _check_constant(name, value)
+        self._ptx: dict[Target, str] = {}
+
+    @property
+    def name(self) -> str:
+        """Factory and constants, for messages."""
+        constants = ", ".join(f"{name}={value!r}" for name, value in self.constants.items())
+        return f"{self.factory.__module__}.{self.factory.__qualname__}({constants})"
+
+    def ltoir(self, target: str | Target) -> list[bytes]:
+        """LTO-IR of the kernel and of each snippet that it uses."""
+        function = self.factory(**self.constants)
+        return to_ltoir(function, self.signature, Target.parse(target), self.launch_bounds)
+
+    def ptx(self, target: str | Target) -> str:
+        """The final PTX, with every snippet inlined; from the disk cache if it is there."""
+        target = Target.parse(target)
+        text = self._ptx.get(target)
+        if text is None:
+            key = self._cache_key(target, "ptx")
+            text = disk.load_ptx(key)
+            if text is None:
+                text = link_ptx(self.ltoir(target), target)
+                disk.store_ptx(key, text)
+            self._ptx[target] = text
+        return text
+
+    def _source(self, target: Target) -> list[bytes]:
+        return self.ltoir(target)
+
+    def _identity(self) -> tuple:
+        return (
             _source_digest(self.factory),
             self.factory.__qualname__,
             sorted(self.constants.items()),
             self.signature,
             self.launch_bounds,
-            target.name,
         )
+
+
+class PtxKernel(CompiledKernel):
+    """A GPU kernel given as PTX text, which holds one kernel and names its own ``.version`` and ``.target``.
+
+    Args:
+        text: the PTX; assembled for each target at first use and kept on disk.
+        signature: argument types, as for :class:`Kernel`.
+
+    Raises ``TypeError`` for a text that is no string. What the assembler objects to is a ``RuntimeError`` with its words.
+    """
+
+    def __init__(self, text: str, signature: Sequence[str]):
+        super().__init__(signature)
+        if not isinstance(text, str):
+            raise TypeError(f"text must be PTX, got {type(text).__name__}")
+        self.text = text
+
+    def ptx(self, target: str | Target) -> str:
+        """The text as it was given, for every target."""
+        return self.text
+
+    def _source(self, target: Target) -> str:
+        return self.text
+
+    def _identity(self) -> tuple:
+        return (self.text,)
 
 
 def _check_constant(name: str, value: object) -> None:

@@ -19,7 +19,9 @@ CASES = tuple(
     for a, b, sf in itertools.product(description.a_formats, description.b_formats, description.sf_formats or (None,))
 )
 INDEX = {case: index for index, case in enumerate(CASES)}
-TABLES = stack_tables([mma_table(*case) for case in CASES])
+#: The MMAs whose arithmetic is another one before sm_90; their indices follow.
+OLDER = tuple(case for case in CASES if INSTRUCTIONS[case[0]].numerics_before_sm_90)
+TABLES = stack_tables([mma_table(*case) for case in CASES] + [mma_table(*case, "sm_80") for case in OLDER])
 #: The default formats of each instruction, on which most of the work is spent.
 MAIN = tuple(next(case for case in CASES if case[0] == key) for key in INSTRUCTIONS)
 UE4M3, UE8M0 = (0x38383838, 0x7F7F7F7F)  # ones
@@ -32,23 +34,23 @@ def compiled(tables, index, selectors, a, b, c, sfa, sfb, d):
         mma(tables, index, ba, ta, bb, tb, a[tile], b[tile], c[tile], sfa[tile], sfb[tile], d[tile])
 
 
-def run(case, a, b, c, sfa, sfb, selectors=(0, 0, 0, 0)):
+def run(case, a, b, c, sfa, sfb, selectors=(0, 0, 0, 0), target=None):
     """D bits (tiles, 32, 4), on registers as wide as the widest MMA's: what lies beyond must not matter."""
     pad = np.full((len(a), 32, 4), 0xDEADBEEF, np.uint32)
     wide_a, wide_b = np.concatenate([a, pad], -1)[..., :4], np.concatenate([b, pad], -1)[..., :4]
     d = np.full((len(a), 32, 4), 0x55555555, np.uint32)
     arrays = [np.ascontiguousarray(x) for x in (wide_a, wide_b, c, sfa, sfb)]
-    compiled(TABLES, INDEX[case], selectors, *arrays, d)
+    compiled(TABLES, INDEX[case] if target is None else len(CASES) + OLDER.index(case), selectors, *arrays, d)
     return d
 
 
-def model(case, a, b, c, sfa, sfb, selectors=(0, 0, 0, 0)):
+def model(case, a, b, c, sfa, sfb, selectors=(0, 0, 0, 0), target=None):
     key, a_format, b_format, sf_format = case
     scales = (sfa, sfb) if sf_format else ()
     names = ("byte_id_a", "thread_id_a", "byte_id_b", "thread_id_b")
     formats = {"a_format": a_format, "b_format": b_format, "sf_format": sf_format}
     ids = dict(zip(names, selectors, strict=True))
-    return mma_registers(key, a, b, c.view(np.float32), *scales, **formats, **ids).view(np.uint32)
+    return mma_registers(key, a, b, c.view(np.float32), *scales, **formats, **ids, target=target).view(np.uint32)
 
 
 def words(rng, *shape):
@@ -96,6 +98,16 @@ def test_main_instructions_equal_the_model(case, inputs):
     if inputs is tame:
         assert np.mean(expected == NAN_BITS) < 0.01
         assert len(np.unique(expected)) > expected.size // 4
+
+
+@pytest.mark.parametrize("case", OLDER, ids=lambda case: case[0])
+@pytest.mark.parametrize("inputs", [registers, tame])
+def test_before_sm_90_equals_the_model(case, inputs):
+    arrays = inputs(case, seed(case), TILES)
+    result = run(case, *arrays, target="sm_80")
+    np.testing.assert_array_equal(result, model(case, *arrays, target="sm_80"))
+    if inputs is tame:
+        assert np.mean(result != run(case, *arrays)) > 0.01
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(filter(None, case)))

@@ -51,10 +51,18 @@ def truncate(value: Fraction, unit: Fraction) -> Fraction:
     return math.trunc(value / unit) * unit
 
 
-def rational_mma(key, a, b, c, sfa, sfb, a_format, b_format, sf_format) -> int:
+def rational_mma(key, a, b, c, sfa, sfb, a_format, b_format, sf_format, target=None) -> int:
     """Bits of one element of D, from code lists a, b (K), the bits c, scale bytes sfa, sfb."""
-    found = INSTRUCTIONS[key]
-    k, numerics = found.shape[2], found.numerics
+    found = INSTRUCTIONS[key].on(target)
+    step = found.numerics.step or found.shape[2]
+    for start in range(0, found.shape[2], step):
+        part = slice(start, start + step)
+        c = rational_step(found, a[part], b[part], c, sfa, sfb, a_format, b_format, sf_format)
+    return c
+
+
+def rational_step(found, a, b, c, sfa, sfb, a_format, b_format, sf_format) -> int:
+    k, numerics = len(a), found.numerics
     c_value, c_exponent = parts(c, "f32")
     addends = [(c_value, c_exponent)]
     for start in range(0, k, numerics.group):
@@ -138,6 +146,38 @@ def test_equal_to_rational_arithmetic(key, a_format, b_format, sf_format, kind):
         bits = int(c.view(np.uint32)[row, col])
         expected = rational_mma(key, a[row].tolist(), b[col].tolist(), bits, *scales, *formats)
         assert int(got[row, col]) == expected, (row, col, hex(int(got[row, col])), hex(expected))
+
+
+@pytest.mark.parametrize("kind", ["any", "moderate", "cancelling"])
+@pytest.mark.parametrize("name", ["f16", "bf16"])
+def test_before_sm_90_equal_to_rational_arithmetic(name, kind):
+    key = f"m16n8k16.{name}"
+    rng = np.random.default_rng(len(kind))
+    a, b, c, _, _ = random_operands(rng, key, name, name, None, kind=kind)
+    got = mma(key, a, b, c, target="sm_86").view(np.uint32)
+    bits = c.view(np.uint32)
+    for row, col in np.ndindex(16, 8):
+        operands = (a[row].tolist(), b[col].tolist(), int(bits[row, col]), None, None)
+        expected = rational_mma(key, *operands, name, name, None, target="sm_86")
+        assert int(got[row, col]) == expected, (row, col, hex(int(got[row, col])), hex(expected))
+    if kind != "any":
+        assert np.any(got != mma(key, a, b, c).view(np.uint32))
+
+
+def test_before_sm_90_the_halves_of_k_are_added_one_after_the_other():
+    key = "m16n8k16.f16"
+    a, b, c = zeros(key)
+    one, minus_one = (np.float16(x).view(np.uint16) for x in (1, -1))
+    a[:, 0] = b[:] = one
+    a[:8, 1] = a[8:, 8] = minus_one  # rows 0 to 7 cancel within a half, the others between the halves
+    for exponent, within, between, today in ((-24, 2.0**-24, 0.0, 2.0**-24), (-25, 0.0, 0.0, 2.0**-25)):
+        c[:] = 2.0**exponent
+        for target in ("sm_80", "sm_86", "sm_87", "sm_89"):
+            d = mma(key, a, b, c, target=target)
+            assert (d[:8] == within).all()
+            assert (d[8:] == between).all()
+        for target in ("sm_90", "sm_90a", "sm_100a", "sm_120a", None):
+            np.testing.assert_array_equal(mma(key, a, b, c, target=target), today)
 
 
 @pytest.mark.parametrize(("key", "a_format", "b_format", "sf_format"), MIXES)

@@ -74,6 +74,15 @@ def test_registry_is_frozen():
     assert np.unique([found.key for found in INSTRUCTIONS.values()]).size == len(INSTRUCTIONS)
 
 
+def test_numerics_go_by_the_target():
+    older = {key for key, found in INSTRUCTIONS.items() if found.on("sm_89").numerics != found.numerics}
+    assert older == {"m16n8k16.f16", "m16n8k16.bf16"}
+    for target in ("sm_90", "sm_100a", "sm_120a", None):
+        assert all(found.on(target) is found for found in INSTRUCTIONS.values())
+    numerics = instruction("m16n8k16.f16").on("sm_80").numerics
+    assert (numerics.step, numerics.fraction_bits, numerics.min_exponent) == (8, 24, -132)
+
+
 def test_errors_name_what_is_allowed():
     with pytest.raises(ValueError, match=r"mma must be one of m16n8k64.mxf4nvf4.4x, .*got 'nothing'"):
         instruction("nothing")

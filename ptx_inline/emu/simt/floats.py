@@ -8,7 +8,6 @@ Limits:
 
 * the ``*_APPROX`` functions are float64 results rounded to nearest, with PTX's special cases: within the error PTX
   states, but not the hardware's bits;
-* ``fma`` on F64 with a *directed* rounding is exact only while the product and its error term are in float64's range;
 * NaN results are canonical in all types, for F64 as well.
 """
 
@@ -440,8 +439,39 @@ def _product_error(x, y, z):
 
 
 @compiled
+def _power_of_two(exponent):
+    return f64_value(np.uint64(exponent + 1023) << _U52)
+
+
+@compiled
+def _unit_and_exponent(x):
+    """A finite ``x`` that is not zero as a number of magnitude in [1, 2), and the power of two that was taken out."""
+    exponent = np.int64(0)
+    if abs(x) < 2.0**-1022:
+        x *= 2.0**54
+        exponent = np.int64(-54)
+    bits = f64_bits(x)
+    exponent += np.int64((bits & _INFINITY_F64) >> _U52) - 1023
+    return f64_value((bits & ~_INFINITY_F64) | (np.uint64(1023) << _U52)), exponent
+
+
+@compiled
 def _fused_error(x, y, z, value):
-    """A number of the sign of ``x * y + z - value``: the four exact parts added up without loss (Shewchuk)."""
+    """A number of the sign of ``x * y + z - value``, for x and y that are not zero and ``value`` the nearest to the sum.
+
+    All is scaled so that x and y are near 1; then the four exact parts are added up without loss (Shewchuk).
+    """
+    x, x_exponent = _unit_and_exponent(x)
+    y, y_exponent = _unit_and_exponent(y)
+    scale = x_exponent + y_exponent
+    if z != 0.0:
+        z, exponent = _unit_and_exponent(z)
+        if exponent - scale > 150:  # value is z
+            return x * y
+        z *= _power_of_two(max(exponent - scale, np.int64(-200)))  # below the last bit of x * y only its sign matters
+    if value != 0.0:
+        value, exponent = _unit_and_exponent(value)
+        value *= _power_of_two(exponent - scale)
     product = x * y
     low = fused(x, y, -product)
     error0 = low
@@ -500,9 +530,12 @@ def _f64_exact(op, rounding, x, y, z):
     if op == FFMA:
         if not abs(z) < math.inf:
             return value
-        if x * y == 0.0 or value == 0.0:
+        if x == 0.0 or y == 0.0:
             return _sum_to_odd(x * y, z, rounding)
-        return _direct(value, _fused_error(x, y, z, value), rounding)
+        error = _fused_error(x, y, z, value)
+        if error == 0.0 and value == 0.0:  # z is minus the product
+            return -0.0 if rounding == RM else 0.0
+        return _direct(value, error, rounding)
     if y == 0.0:
         return value
     if value == 0.0:

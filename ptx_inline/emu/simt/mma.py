@@ -23,15 +23,15 @@ from ptx_inline.isa.instructions import INSTRUCTIONS, instruction
 
 # columns of MmaTables.numbers, and their positions
 _FIELDS = (
-    *("k", "element_bits", "group", "fraction_bits", "min_exponent"),
+    *("k", "element_bits", "group", "step", "fraction_bits", "min_exponent"),
     *("sf_vec_size", "scales", "thread_ids_a", "thread_ids_b", "byte_ids"),
     *("a_table", "b_table", "sf_table"),
     *("a_map", "b_map", "c_map", "sfa_map", "sfb_map"),
 )
-_K, _ELEMENT_BITS, _GROUP, _FRACTION_BITS, _MIN_EXPONENT = range(5)
-_SF_VEC_SIZE, _SCALES, _THREAD_IDS_A, _THREAD_IDS_B, _BYTE_IDS = range(5, 10)
-_A_TABLE, _B_TABLE, _SF_TABLE = range(10, 13)
-_A_MAP, _B_MAP, _C_MAP, _SFA_MAP, _SFB_MAP = range(13, 18)
+_K, _ELEMENT_BITS, _GROUP, _STEP, _FRACTION_BITS, _MIN_EXPONENT = range(6)
+_SF_VEC_SIZE, _SCALES, _THREAD_IDS_A, _THREAD_IDS_B, _BYTE_IDS = range(6, 11)
+_A_TABLE, _B_TABLE, _SF_TABLE = range(11, 14)
+_A_MAP, _B_MAP, _C_MAP, _SFA_MAP, _SFB_MAP = range(14, 19)
 
 # every MMA has the same M and N, so these are constants of the compiled code
 ((_M, _N),) = {description.shape[:2] for description in INSTRUCTIONS.values()}
@@ -74,12 +74,20 @@ class MmaTable:
 
 
 @functools.cache
-def mma_table(key: str, a_format: str | None = None, b_format: str | None = None, sf_format: str | None = None) -> MmaTable:
+def mma_table(
+    key: str,
+    a_format: str | None = None,
+    b_format: str | None = None,
+    sf_format: str | None = None,
+    target: str | None = None,
+) -> MmaTable:
     """The MMA ``key`` of ``INSTRUCTIONS`` with these formats (``None``: its first), for all its selectors.
+
+    target: whose arithmetic, e.g. ``"sm_80"``; ``None`` the newest.
 
     Raises ``ValueError`` for an unknown key and a format that the instruction does not take.
     """
-    description = instruction(key)
+    description = instruction(key).on(target)
     a_format, b_format, sf_format = description.formats(a_format, b_format, sf_format)
     bits = description.element_bits
     tables = {"a_table": _narrow_table(a_format, bits), "b_table": _narrow_table(b_format, bits)}
@@ -88,6 +96,7 @@ def mma_table(key: str, a_format: str | None = None, b_format: str | None = None
         "k": description.shape[2],
         "element_bits": bits,
         "group": description.numerics.group,
+        "step": description.numerics.step or description.shape[2],
         "fraction_bits": description.numerics.fraction_bits,
         "min_exponent": description.numerics.min_exponent,
         "sf_vec_size": description.sf_vec_size,
@@ -191,6 +200,20 @@ def _load_scales(tables, start, table, rows, count, registers, values, exponents
 
 
 @compiled
+def _load_addends(numbers, tables, c, e_max, total):
+    """C and its exponents, at least the smallest one, as (M, N)."""
+    for m in range(_M):
+        for n in range(_N):
+            place = tables.places[numbers[_C_MAP] + m * _N + n]
+            bits = c[place >> _LANE_SHIFT, (place >> _REGISTER_SHIFT) & _PLACE_MASK]
+            total[m, n] = np.float64(np.uint32(bits).view(np.float32))
+            e_max[m, n] = numbers[_MIN_EXPONENT]
+            if total[m, n] != 0.0:
+                field = np.int64(bits >> np.uint32(_F32_MANTISSA_BITS)) & np.int64(_F32_EXPONENT_MASK)
+                e_max[m, n] = max(np.int64(e_max[m, n]), max(field, np.int64(1)) - np.int64(_F32_BIAS))
+
+
+@compiled
 def _add_groups(numbers, tables, a, b, sfa, sfa_exponent, sfb, sfb_exponent, e_max, total):
     """MMAs that add groups of products; e_max and total (M, N) hold C's exponents and C, and get the result."""
     k, group = numbers[_K], numbers[_GROUP]
@@ -230,15 +253,17 @@ def _add_groups(numbers, tables, a, b, sfa, sfa_exponent, sfb, sfb_exponent, e_m
 
 
 @compiled
-def _add_products(numbers, tables, a, b, sfa, sfa_exponent, sfb, sfb_exponent, e_max, total):
-    """MMAs that add single products, whose scales multiply the elements; otherwise as :func:`_add_groups`."""
+def _add_products(numbers, tables, first, a, b, sfa, sfa_exponent, sfb, sfb_exponent, e_max, total):
+    """MMAs that add single products, whose scales multiply the elements, those from ``first`` to the end of the step;
+    otherwise as :func:`_add_groups`."""
     k, vec = numbers[_K], numbers[_SF_VEC_SIZE]
+    end = first + numbers[_STEP]
     mask = np.uint32((np.int64(1) << numbers[_ELEMENT_BITS]) - np.int64(1))
     columns = np.empty((_MAX_K, _N), np.float64)  # of B
     column_exponents = np.empty((_MAX_K, _N), np.int32)
     start, table = numbers[_B_MAP], numbers[_B_TABLE]
     for n in range(_N):
-        for i in range(k):
+        for i in range(first, end):
             code = _code(b, tables.places[start + n * k + i], mask)
             columns[i, n] = np.float64(tables.values[table + code])
             column_exponents[i, n] = np.int32(tables.exponents[table + code])
@@ -249,7 +274,7 @@ def _add_products(numbers, tables, a, b, sfa, sfa_exponent, sfb, sfb_exponent, e
     units = np.empty(_N, np.float64)
     start, table = numbers[_A_MAP], numbers[_A_TABLE]
     for m in range(_M):
-        for i in range(k):
+        for i in range(first, end):
             code = _code(a, tables.places[start + m * k + i], mask)
             row[i] = np.float64(tables.values[table + code])
             exponent = np.int32(tables.exponents[table + code])
@@ -261,7 +286,7 @@ def _add_products(numbers, tables, a, b, sfa, sfa_exponent, sfb, sfb_exponent, e
         for n in range(_N):
             units[n] = _power_of_two(numbers[_FRACTION_BITS] - np.int64(e_max[m, n]))
             total[m, n] = np.trunc(total[m, n] * units[n])
-        for i in range(k):
+        for i in range(first, end):
             for n in range(_N):
                 total[m, n] += np.trunc(row[i] * columns[i, n] * units[n])
 
@@ -295,22 +320,17 @@ def mma(tables, index, byte_id_a, thread_id_a, byte_id_b, thread_id_b, a, b, c, 
         _load_scales(tables, start, table, _N, scales, sfb, column_scales, column_exponents)
     e_max = np.empty((_M, _N), np.int32)
     total = np.empty((_M, _N), np.float64)
-    for m in range(_M):
-        for n in range(_N):
-            place = tables.places[numbers[_C_MAP] + m * _N + n]
-            bits = c[place >> _LANE_SHIFT, (place >> _REGISTER_SHIFT) & _PLACE_MASK]
-            total[m, n] = np.float64(np.uint32(bits).view(np.float32))
-            e_max[m, n] = numbers[_MIN_EXPONENT]
-            if total[m, n] != 0.0:
-                field = np.int64(bits >> np.uint32(_F32_MANTISSA_BITS)) & np.int64(_F32_EXPONENT_MASK)
-                e_max[m, n] = max(np.int64(e_max[m, n]), max(field, np.int64(1)) - np.int64(_F32_BIAS))
-    if numbers[_GROUP] > 1:
-        _add_groups(numbers, tables, a, b, row_scales, row_exponents, column_scales, column_exponents, e_max, total)
-    else:
-        _add_products(numbers, tables, a, b, row_scales, row_exponents, column_scales, column_exponents, e_max, total)
-    for m in range(_M):
-        for n in range(_N):
-            place = tables.places[numbers[_C_MAP] + m * _N + n]
-            unit = _power_of_two(np.int64(e_max[m, n]) - numbers[_FRACTION_BITS])
-            bits = _toward_zero(total[m, n] * unit)
-            d[place >> _LANE_SHIFT, (place >> _REGISTER_SHIFT) & _PLACE_MASK] = bits
+    for first in range(0, numbers[_K], numbers[_STEP]):
+        _load_addends(numbers, tables, d if first > 0 else c, e_max, total)
+        if numbers[_GROUP] > 1:
+            _add_groups(numbers, tables, a, b, row_scales, row_exponents, column_scales, column_exponents, e_max, total)
+        else:
+            _add_products(
+                numbers, tables, first, a, b, row_scales, row_exponents, column_scales, column_exponents, e_max, total
+            )
+        for m in range(_M):
+            for n in range(_N):
+                place = tables.places[numbers[_C_MAP] + m * _N + n]
+                unit = _power_of_two(np.int64(e_max[m, n]) - numbers[_FRACTION_BITS])
+                bits = _toward_zero(total[m, n] * unit)
+                d[place >> _LANE_SHIFT, (place >> _REGISTER_SHIFT) & _PLACE_MASK] = bits
