@@ -47,10 +47,15 @@ class Kernel:
         self.launch_bounds = launch_bounds
         for name, value in self.constants.items():
             _check_constant(name, value)
+        self._ltoir: dict[Target, list[bytes]] = {}
         self._cubins: dict[Target, tuple[bytes, str, Resources]] = {}
         self._ptx: dict[Target, str] = {}
         self._loaded: dict[int, LoadedKernel] = {}
         self._reader = ArgumentReader(self.signature)
+
+    def __reduce__(self):
+        """Another process gets what the kernel is made of, and compiles or reads the cache for itself."""
+        return Kernel, (self.factory, self.signature, self.constants, self.launch_bounds)
 
     @property
     def name(self) -> str:
@@ -59,9 +64,13 @@ class Kernel:
         return f"{self.factory.__module__}.{self.factory.__qualname__}({constants})"
 
     def ltoir(self, target: str | Target) -> list[bytes]:
-        """LTO-IR of the kernel and of each snippet that it uses."""
-        function = self.factory(**self.constants)
-        return to_ltoir(function, self.signature, Target.parse(target), self.launch_bounds)
+        """LTO-IR of the kernel and of each snippet that it uses; kept, since PTX and machine code are made of the same."""
+        target = Target.parse(target)
+        code = self._ltoir.get(target)
+        if code is None:
+            function = self.factory(**self.constants)
+            code = self._ltoir[target] = to_ltoir(function, self.signature, target, self.launch_bounds)
+        return code
 
     def ptx(self, target: str | Target) -> str:
         """The final PTX, with every snippet inlined; from the disk cache if it is there."""
