@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager
 
 import numpy as np
 
 from nbfmha.emulated import Machine
-from nbfmha.validate.case import Context
+from nbfmha.validate.case import Case, Context
 from ptx_inline.toolchain import Kernel, cache_directory
 
 _MOST_PROCESSES = 4  # of 0.3 GB each
@@ -42,25 +42,27 @@ class Recorder(Machine):
 
 
 class PreparedMachine(Machine):
-    """A machine with its core and the kernels of a validation compiled ahead; use it as a context manager.
+    """A machine with its core and the kernels of some cases compiled ahead; use it as a context manager.
 
     A launch waits for the core and its kernel; ``waiting`` is told when that takes more than a moment.
     """
 
-    def __init__(self, arch: str, waiting: Waiting):
+    def __init__(self, arch: str, cases: Sequence[Case], waiting: Waiting):
         super().__init__(arch)
-        self._waiting = waiting
+        self._cases, self._waiting = cases, waiting
         self._pool = ProcessPoolExecutor(
             min(os.cpu_count() or 1, _MOST_PROCESSES), multiprocessing.get_context("spawn")
         )
+        self._core: Future | None = None
         self._jobs: dict[Kernel, Future] = {}
 
     def __enter__(self) -> PreparedMachine:
-        self._core = self._pool.submit(_compile_core)
-        if _can_write_kernels():
-            also_assembled = _assembled(self.arch)
-            for kernel in launched_kernels(self.arch):
-                self._jobs[kernel] = self._pool.submit(_compile, kernel, self.arch, kernel in also_assembled)
+        if any(case.evidence == "implementation" for case in self._cases):
+            self._core = self._pool.submit(_compile_core)  # the longest job first
+            if _can_write_kernels():
+                assembled = _assembled(self.arch)
+                for kernel in launched_kernels(self.arch, self._cases):
+                    self._jobs[kernel] = self._pool.submit(_compile, kernel, self.arch, kernel in assembled)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -68,24 +70,23 @@ class PreparedMachine(Machine):
 
     def _run(self, kernel, grid, block, arguments, arrays):
         self._wait_for(self._core, "compiling the emulator, once (about 40 s of one core)")
-        if kernel in self._jobs:
-            self._wait_for(self._jobs[kernel], "compiling kernels, once")
+        self._wait_for(self._jobs.get(kernel), "compiling kernels, once")
         return super()._run(kernel, grid, block, arguments, arrays)
 
-    def _wait_for(self, job: Future, what: str) -> None:
-        if wait([job], _MOMENT).not_done:
+    def _wait_for(self, job: Future | None, what: str) -> None:
+        if job is not None and wait([job], _MOMENT).not_done:
             with self._waiting(what):
                 wait([job])
 
 
-def launched_kernels(target: str) -> tuple[Kernel, ...]:
+def launched_kernels(target: str, cases: Sequence[Case]) -> tuple[Kernel, ...]:
     """The kernels that the cases launch with implementation ``emulated``, in order."""
-    from nbfmha.validate import all_cases, run_case
     from nbfmha.validate.implementations import Emulated
+    from nbfmha.validate.runner import run_case
 
     recorder = Recorder(target)
     context = Context(Emulated(target, recorder), target=target)
-    for case in all_cases():
+    for case in cases:
         if case.evidence == "implementation":
             run_case(case, context)
     return tuple(recorder.kernels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from nbfmha import doctor
 from nbfmha.validate import all_cases, implementations, report, run_cases
-from nbfmha.validate.case import Context
+from nbfmha.validate.case import Case, Context
 
 DEFAULT_TARGET = "sm_120a"
 
@@ -52,7 +52,7 @@ def run(
     environment = machine.as_json()
     start = time.perf_counter()
     cases = all_cases()
-    with report.LiveReport(console, cases) as live, _prepared(context, live) as context:
+    with report.LiveReport(console, cases) as live, _prepared(context, cases, live) as context:
         outcomes = run_cases(cases, context, before=live.before, after=live.after)
     seconds = time.perf_counter() - start
     console.print(report.summary(outcomes, context, environment, seconds), soft_wrap=True)
@@ -68,14 +68,14 @@ def run(
 
 
 @contextlib.contextmanager
-def _prepared(context: Context, live: report.LiveReport) -> Iterator[Context]:
+def _prepared(context: Context, cases: Sequence[Case], live: report.LiveReport) -> Iterator[Context]:
     """The context; where kernels are emulated, with what they need being compiled while the first cases run."""
     if context.implementation.name != "emulated":
         yield context
         return
     from nbfmha.validate.prepare import PreparedMachine
 
-    with PreparedMachine(context.target, live.waiting) as machine:
+    with PreparedMachine(context.target, cases, live.waiting) as machine:
         yield replace(context, implementation=implementations.Emulated(context.target, machine))
 
 

@@ -57,6 +57,16 @@ class Kernel:
         """Another process gets what the kernel is made of, and compiles or reads the cache for itself."""
         return Kernel, (self.factory, self.signature, self.constants, self.launch_bounds)
 
+    def _identity(self) -> tuple:
+        return self.factory, self.signature, repr(sorted(self.constants.items())), self.launch_bounds
+
+    def __eq__(self, other: object) -> bool:
+        """Equal kernels are made of the same and compile to the same code."""
+        return self._identity() == other._identity() if isinstance(other, Kernel) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
     @property
     def name(self) -> str:
         """Factory and constants, for messages."""
