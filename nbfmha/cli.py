@@ -77,10 +77,14 @@ def doctor(json_path: Json = None):
 def validate(
     impl: Annotated[
         str,
-        typer.Option("--impl", help="Who computes Q·K^T: auto, reference, dequant or blockscale. Never falls back."),
+        typer.Option(
+            "--impl",
+            help="Who multiplies and quantises: auto, blockscale or dequant (on a GPU), emulated (the kernels' PTX on this "
+            "CPU) or reference (NumPy). Never falls back.",
+        ),
     ] = "auto",
     arch: Annotated[
-        str | None, typer.Option("--arch", help="Target to assemble the kernels for (default sm_120a).")
+        str | None, typer.Option("--arch", help="Target to assemble and emulate the kernels for (default sm_120a).")
     ] = None,
     json_path: Json = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="DIR", help="Draw layouts and results into DIR.")] = None,

@@ -24,7 +24,7 @@ TOOLCHAIN = {
 OPTIONAL = ("torch", "cupy-cuda13x", "cupy-cuda12x", "jax", "ml_dtypes")
 
 #: Implementations, in the order in which ``auto`` prefers them.
-IMPLEMENTATIONS = ("blockscale", "legacy", "dequant", "reference")
+IMPLEMENTATIONS = ("blockscale", "legacy", "dequant", "emulated", "reference")
 _BLOCK_SCALE_CAPABILITIES = ((12, 0), (12, 1))
 
 
@@ -150,7 +150,8 @@ def _memory_bytes(ordinal: int) -> int:
 def availability(gpus: Gpus | None = None) -> dict[str, Availability]:
     """Which implementations can run here, by name, in the order in which ``auto`` prefers them."""
     gpus = find_gpus() if gpus is None else gpus
-    found = {name: _needs_gpu(name, gpus) for name in IMPLEMENTATIONS[:-1]}
+    found = {name: _needs_gpu(name, gpus) for name in ("blockscale", "legacy", "dequant")}
+    found["emulated"] = _emulated()
     found["reference"] = Availability("reference", True, "NumPy model of the block-scale MMA; runs on any CPU")
     return found
 
@@ -163,14 +164,25 @@ def _needs_gpu(name: str, gpus: Gpus) -> Availability:
         need = "compute capability 12.0 or 12.1 (sm_120a/sm_121a)"
         fits = [gpu for gpu in gpus.devices if gpu.compute_capability in _BLOCK_SCALE_CAPABILITIES]
     if fits:
-        missing = [part.name for part in toolchain() if not part.found]
-        if missing:
-            return Availability(name, False, f"toolchain incomplete: {', '.join(missing)}; install nbfmha[cu13]")
+        if missing := _missing_toolchain():
+            return Availability(name, False, missing)
         return Availability(name, True, fits[0].describe(), fits[0])
     if gpus.devices:
         have = ", ".join(f"{gpu.name} ({'.'.join(map(str, gpu.compute_capability))})" for gpu in gpus.devices)
         return Availability(name, False, f"needs {need}; this machine has {have}")
     return Availability(name, False, f"needs a GPU of {need}; {gpus.reason}")
+
+
+def _emulated() -> Availability:
+    if missing := _missing_toolchain():
+        return Availability("emulated", False, f"needs the compiler, not a GPU; {missing}")
+    return Availability("emulated", True, "the kernels' PTX, run on this CPU by ptx_inline.emu; needs no GPU")
+
+
+def _missing_toolchain() -> str:
+    """What the compiler lacks and the way out; empty where it is complete."""
+    missing = [part.name for part in toolchain() if not part.found]
+    return f"toolchain incomplete: {', '.join(missing)}; install nbfmha[cu13]" if missing else ""
 
 
 def toolchain() -> tuple[Component, ...]:
@@ -237,5 +249,5 @@ def inspect() -> Report:
         gpu_reason=gpus.reason,
         implementations=tuple(availability(gpus).values()),
         cache_directory=str(cache),
-        cache_entries=len(list(cache.glob("*.cubin"))) if cache.is_dir() else 0,
+        cache_entries=sum(1 for path in cache.iterdir() if path.suffix in (".cubin", ".ptx")) if cache.is_dir() else 0,
     )

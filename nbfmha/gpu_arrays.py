@@ -1,4 +1,5 @@
-"""Allocation and layout checks of GPU arrays in the caller's own library (torch, CuPy, Numba), known by name only."""
+"""Allocation, layout checks and launches for GPU arrays in the caller's own library (torch, CuPy, Numba), known by name
+only, and for arrays of an emulated machine (:mod:`nbfmha.emulated`)."""
 
 from __future__ import annotations
 
@@ -7,15 +8,32 @@ from typing import Any
 
 import numpy as np
 
+from nbfmha.emulated import EmulatedArray
 from nbfmha.validation import message
-from ptx_inline.toolchain.arrays import address_and_device, is_torch
+from ptx_inline.toolchain import Kernel
+from ptx_inline.toolchain.arrays import address_and_device, is_gpu_array, is_torch
 
 _LIBRARIES = "torch, CuPy or Numba"
+
+
+def runs_kernels(array: object) -> bool:
+    """True for an array that kernels can reach: in GPU memory, or of an emulated machine."""
+    return isinstance(array, EmulatedArray) or is_gpu_array(array)
+
+
+def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
+    """Queue a launch on the GPU, or run the kernel on the emulated machine: wherever ``arguments[0]``, an array, lies."""
+    if isinstance(arguments[0], EmulatedArray):
+        arguments[0].machine.launch(kernel, grid, block, arguments)
+    else:
+        kernel.launch(grid, block, arguments)
 
 
 def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
     """An uninitialised array of ``like``'s library on its device. Raises ``TypeError`` for a library that we cannot
     allocate with (JAX arrays, say, are immutable)."""
+    if isinstance(like, EmulatedArray):
+        return like.machine.empty(shape, dtype)
     if is_torch(like):
         torch = sys.modules["torch"]
         return torch.empty(shape, dtype=getattr(torch, dtype), device=like.device)
@@ -41,6 +59,8 @@ def fill(array: Any, value: float) -> Any:
 
 def is_contiguous(array: Any) -> bool:
     """True when the elements lie in C order without gaps."""
+    if isinstance(array, EmulatedArray):
+        return True
     if is_torch(array):
         return array.is_contiguous()
     strides = array.__cuda_array_interface__.get("strides")
@@ -64,4 +84,4 @@ def check_contiguous(argument: str, array: Any) -> None:
 
 def is_aligned(array: Any, bytes_: int, stream: int = 0) -> bool:
     """True when the first element's address is a multiple of ``bytes_``."""
-    return address_and_device(array, stream)[0] % bytes_ == 0
+    return isinstance(array, EmulatedArray) or address_and_device(array, stream)[0] % bytes_ == 0

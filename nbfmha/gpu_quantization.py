@@ -1,6 +1,7 @@
 """The GPU half of :mod:`nbfmha.quantization`: allocates, picks a kernel by shape and layout, launches.
 
-Results lie in the caller's library on its current stream; nothing here waits for the GPU.
+Results lie in the caller's library on its current stream; nothing here waits for the GPU. Arrays of an emulated machine
+take the same way.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from nbfmha import gpu_arrays, nvfp4, scale_layouts
 from nbfmha.quantized_tensor import QuantizedTensor, storage_shapes
 from nbfmha.validation import check_float_dtype, check_global_scale, check_rank, message
 from ptx_inline.toolchain import Kernel
-from ptx_inline.toolchain.arrays import is_gpu_array
 
 _MAX_CTAS = 2**31 - 1  # along x
 _MAX_CTAS_Y = 65535  # along y, and along z
@@ -55,7 +55,7 @@ def quantize(x: Any, *, format: str, axis: str, scale: str, scale_layout: str, g
     elif whole_blocks and scale_layout == "linear":
         kernel = kernels.flat_kernel(dtype, format, scale, has_global)
         blocks = math.prod(scales_shape)
-        kernel.launch(_ctas(blocks, kernels.THREADS), (kernels.THREADS,), (*arguments[:4], blocks))
+        gpu_arrays.launch(kernel, _ctas(blocks, kernels.THREADS), (kernels.THREADS,), (*arguments[:4], blocks))
     else:
         kernel = kernels.rows_kernel(dtype, format, scale, scale_layout, has_global, whole_blocks)
         _launch_by_rows(kernel, batch, padded_rows, padded_cols, arguments)
@@ -81,7 +81,8 @@ def dequantize(qt: QuantizedTensor, dtype: str) -> Any:
     elif qt.scale_layout == "linear" and qt.blocked_length % qt.block_size == 0:
         kernel = kernels.flat_kernel(dtype, qt.format, has_global)
         units = math.prod(qt.shape) // (4 if dtype == "float32" else 8)
-        kernel.launch(_ctas(units, kernels.THREADS * kernels.UNITS), (kernels.THREADS,), (*arguments[:4], units))
+        grid = _ctas(units, kernels.THREADS * kernels.UNITS)
+        gpu_arrays.launch(kernel, grid, (kernels.THREADS,), (*arguments[:4], units))
     else:
         kernel = kernels.rows_kernel(dtype, qt.format, qt.scale_layout, has_global)
         _launch_by_rows(kernel, batch, qt.rows, qt.cols, arguments)
@@ -101,7 +102,7 @@ def relayout(qt: QuantizedTensor, scale_layout: str) -> QuantizedTensor:
         destination = scale_layouts.padded_shape(scale_layout, qt.rows, qt.cols)
         arguments = (qt.scales, moved.scales, count, qt.rows, qt.cols, *source, *destination)
         kernel = kernels.relayout_kernel(qt.scale_layout, scale_layout)
-        kernel.launch(_ctas(count, kernels.THREADS), (kernels.THREADS,), arguments)
+        gpu_arrays.launch(kernel, _ctas(count, kernels.THREADS), (kernels.THREADS,), arguments)
     return moved
 
 
@@ -134,7 +135,7 @@ def _launch_matrices(kernel: Kernel, batch: int, tiles: tuple[int, int], block: 
     if tiles[0] > _MAX_CTAS or tiles[1] > _MAX_CTAS_Y:
         raise ValueError(message("x", f"small enough for a grid of {_MAX_CTAS} x {_MAX_CTAS_Y} CTAs", tiles))
     for first in range(0, batch, _MAX_CTAS_Y):
-        kernel.launch((*tiles, min(_MAX_CTAS_Y, batch - first)), block, (*arguments, first))
+        gpu_arrays.launch(kernel, (*tiles, min(_MAX_CTAS_Y, batch - first)), block, (*arguments, first))
 
 
 def _global_scale(x: Any, dtype: str, global_scale: Any) -> Any:
@@ -142,7 +143,7 @@ def _global_scale(x: Any, dtype: str, global_scale: Any) -> Any:
         return None
     scalar = gpu_arrays.empty(x, (1,), "float32")
     if not isinstance(global_scale, str):
-        if is_gpu_array(global_scale):
+        if gpu_arrays.runs_kernels(global_scale):
             raise TypeError(message("global_scale", "a number, 'amax' or None", "a GPU array", "its value with .item()"))
         return gpu_arrays.fill(scalar, float(check_global_scale(global_scale)))
     from nbfmha.kernels import amax as kernels
@@ -151,8 +152,8 @@ def _global_scale(x: Any, dtype: str, global_scale: Any) -> Any:
     count = math.prod(x.shape)
     if count:
         grid = _ctas(count, kernels.THREADS * kernels.ELEMENTS)
-        kernels.amax_kernel(dtype).launch(grid, (kernels.THREADS,), (x, bits, count))
-    kernels.global_scale_kernel().launch((1,), (1,), (bits, scalar))
+        gpu_arrays.launch(kernels.amax_kernel(dtype), grid, (kernels.THREADS,), (x, bits, count))
+    gpu_arrays.launch(kernels.global_scale_kernel(), (1,), (1,), (bits, scalar))
     return scalar
 
 

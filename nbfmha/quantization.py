@@ -1,7 +1,8 @@
 """Quantise, dequantise and relayout, wherever the tensor lies.
 
 NumPy arrays and CPU tensors go through the reference in :mod:`nbfmha.nvfp4`; torch, CuPy and Numba arrays in GPU memory
-through the kernels in :mod:`nbfmha.kernels`, on the library's current stream. Both give the same bits.
+through the kernels in :mod:`nbfmha.kernels`, on the library's current stream; arrays of an emulated machine
+(:mod:`nbfmha.emulated`) through the PTX of those. All give the same bits.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from nbfmha import gpu_quantization, nvfp4, scale_layouts
+from nbfmha import gpu_arrays, gpu_quantization, nvfp4, scale_layouts
 from nbfmha.quantized_tensor import QuantizedTensor
 from nbfmha.validation import check_choice, check_float_dtype, dtype_name, message
-from ptx_inline.toolchain.arrays import is_gpu_array, is_torch
+from ptx_inline.toolchain.arrays import is_torch
 
 
 def quantize(
@@ -49,13 +50,13 @@ def quantize(
         "scale_layout": scale_layout,
         "global_scale": global_scale,
     }
-    if is_gpu_array(x):
+    if gpu_arrays.runs_kernels(x):
         return gpu_quantization.quantize(x, **options)
     if is_torch(x):
         check_float_dtype("x", x)
         x = x.detach()
         numpy = x.float().numpy() if dtype_name(x) == "bfloat16" else x.numpy()
-        return _convert(nvfp4.quantize(numpy, **options), sys.modules["torch"].from_numpy)
+        return nvfp4.quantize(numpy, **options).with_arrays(sys.modules["torch"].from_numpy)
     return nvfp4.quantize(x, **options)
 
 
@@ -67,11 +68,11 @@ def dequantize(qt: QuantizedTensor, dtype: str = "float32") -> Any:
     """
     _check_quantized(qt)
     check_choice("dtype", dtype, nvfp4.DEQUANTIZED_DTYPES)
-    if is_gpu_array(qt.codes):
+    if gpu_arrays.runs_kernels(qt.codes):
         return gpu_quantization.dequantize(qt, dtype)
     if is_torch(qt.codes):
         torch = sys.modules["torch"]
-        return torch.from_numpy(nvfp4.dequantize(_convert(qt, lambda t: t.numpy()))).to(getattr(torch, dtype))
+        return torch.from_numpy(nvfp4.dequantize(qt.with_arrays(lambda t: t.numpy()))).to(getattr(torch, dtype))
     return nvfp4.dequantize(qt, dtype)
 
 
@@ -79,11 +80,11 @@ def relayout(qt: QuantizedTensor, scale_layout: str) -> QuantizedTensor:
     """``qt`` with its scales in another layout; codes are shared with ``qt``, padding is written as zero."""
     _check_quantized(qt)
     check_choice("scale_layout", scale_layout, scale_layouts.SCALE_LAYOUTS)
-    if is_gpu_array(qt.codes):
+    if gpu_arrays.runs_kernels(qt.codes):
         return gpu_quantization.relayout(qt, scale_layout)
     if is_torch(qt.codes):
         torch = sys.modules["torch"]
-        moved = nvfp4.relayout(_convert(qt, lambda t: t.numpy()), scale_layout)
+        moved = nvfp4.relayout(qt.with_arrays(lambda t: t.numpy()), scale_layout)
         return replace(qt, scales=torch.from_numpy(moved.scales), scale_layout=scale_layout)
     return nvfp4.relayout(qt, scale_layout)
 
@@ -91,8 +92,3 @@ def relayout(qt: QuantizedTensor, scale_layout: str) -> QuantizedTensor:
 def _check_quantized(qt: object) -> None:
     if not isinstance(qt, QuantizedTensor):
         raise TypeError(message("qt", "a QuantizedTensor", type(qt).__name__, "make one with nbfmha.quantize"))
-
-
-def _convert(qt: QuantizedTensor, convert) -> QuantizedTensor:
-    g = None if qt.global_scale is None else convert(qt.global_scale)
-    return replace(qt, codes=convert(qt.codes), scales=convert(qt.scales), global_scale=g)

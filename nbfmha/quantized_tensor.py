@@ -11,7 +11,8 @@ mxfp4     32          UE8M0                 E2M1 * UE8M0                    OCP 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nbfmha import scale_layouts
@@ -109,6 +110,11 @@ class QuantizedTensor:
             raise ValueError(message(name, expected, tuple(array.shape)))
         if _library(array) != _library(self.codes):
             raise TypeError(message(name, f"an array of {_library(self.codes)}, as codes is", _library(array)))
+
+    def with_arrays(self, convert: Callable[[Any], Any]) -> QuantizedTensor:
+        """The same tensor with ``convert(array)`` in place of each array, say to move it to another library."""
+        g = None if self.global_scale is None else convert(self.global_scale)
+        return replace(self, codes=convert(self.codes), scales=convert(self.scales), global_scale=g)
 
     @property
     def block_format(self) -> BlockFormat:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -198,7 +197,7 @@ def qk_kernel(
 
 
 def qk(q: QuantizedTensor, k: QuantizedTensor, *, implementation: str, scales_in: str = "shared") -> Any:
-    """Scores S = Q K^T of two NVFP4 tensors, on the GPU.
+    """Scores S = Q K^T of two NVFP4 tensors, on the GPU or an emulated machine.
 
     Args:
         q: (..., num_heads_q, seqlen_q, head_dim), blocks along head_dim, any scale layout. head_dim 64, 96, 128 or 256.
@@ -216,7 +215,8 @@ def qk(q: QuantizedTensor, k: QuantizedTensor, *, implementation: str, scales_in
     if isinstance(q.codes, np.ndarray):
         from numba import cuda
 
-        return _launch(kernel, _to_gpu(q, cuda), _to_gpu(k, cuda)).copy_to_host()
+        q, k = (tensor.with_arrays(lambda array: cuda.to_device(np.atleast_1d(array))) for tensor in (q, k))
+        return _launch(kernel, q, k).copy_to_host()
     return _launch(kernel, q, k)
 
 
@@ -235,11 +235,6 @@ def _check(q: QuantizedTensor, k: QuantizedTensor) -> None:
     if not fits or (heads_kv == 0 and heads_q > 0) or (heads_kv and heads_q % heads_kv):
         expected = f"(..., a divisor of {heads_q} heads, seqlen_k, {q.shape[-1]}) to go with q of shape {q.shape}"
         raise ValueError(message("k.shape", expected, k.shape))
-
-
-def _to_gpu(tensor: QuantizedTensor, cuda) -> QuantizedTensor:
-    g = None if tensor.global_scale is None else cuda.to_device(np.reshape(tensor.global_scale, 1))
-    return replace(tensor, codes=cuda.to_device(tensor.codes), scales=cuda.to_device(tensor.scales), global_scale=g)
 
 
 def _launch(kernel: Kernel, q: QuantizedTensor, k: QuantizedTensor) -> Any:
@@ -261,5 +256,5 @@ def _launch(kernel: Kernel, q: QuantizedTensor, k: QuantizedTensor) -> Any:
     gq, gk = (0, 0) if q.global_scale is None else (q.global_scale, k.global_scale)
     shape = (seqlen_q, seqlen_k, heads_q // heads_kv, m_tiles, n_tiles)
     arguments = (q.codes, q.scales, gq, k.codes, k.scales, gk, scores, *shape)
-    kernel.launch((heads_q * m_tiles * n_tiles,), (THREADS,), arguments)
+    gpu_arrays.launch(kernel, (heads_q * m_tiles * n_tiles,), (THREADS,), arguments)
     return scores

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: What a case's verdict rests on; the summary of a run is written from these.
 EVIDENCE = {
     "computed": "computed on this CPU by NumPy, no hardware model involved",
-    "implementation": "computed by the implementation under test",
+    "implementation": "computed by the implementation under test, in the way that implementation_proof says",
     "model": "computed by the bit-exact NumPy model of the MMA",
     "assembled": "compiled, assembled and disassembled, not run",
 }

@@ -10,6 +10,9 @@ from nbfmha.validate.case import Context, Registry, Result
 
 registry = Registry()
 
+#: Kernels of the catalogue whose machine code is read.
+KERNELS = ("quantize", "dequantize", "probe", "qk")
+
 #: What the matrix instructions of a kernel must be, as opcode prefix and substring, where the target has block scaling
 #: and where it does not.
 BLOCK_SCALE_MMA = ("OMMA.SF.16864", "UE4M3.4X")

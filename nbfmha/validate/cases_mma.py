@@ -1,7 +1,7 @@
 """One MMA tile of the implementation under test: registers in, registers out.
 
-Operands are packed by the fragment maps, the implementation multiplies (the NumPy model, or the probe kernel on a GPU),
-and the accumulator is unpacked. The last cases pack wrongly on purpose.
+Operands are packed by the fragment maps, the implementation multiplies (the NumPy model, or the probe kernel on a GPU
+or the emulator), and the accumulator is unpacked. The last cases pack wrongly on purpose.
 """
 
 from __future__ import annotations
@@ -81,18 +81,18 @@ def transcripts(context: Context) -> Result:
     return Result.passed(metric, source=document()["source"], names=list(hashes))
 
 
-@registry.case("mma", "the GPU's MMA gives the model's bits", evidence="implementation")
-def hardware_bits(context: Context) -> Result:
-    from nbfmha.validate.implementations import BLOCK_SCALE_MMA, run_probe
+@registry.case("mma", "the kernel's MMA gives the model's bits", evidence="implementation")
+def model_bits(context: Context) -> Result:
+    from nbfmha.validate.implementations import BLOCK_SCALE_MMA
     from ptx_inline.isa.arithmetic import mma_registers
     from ptx_inline.isa.fragments import fragment
     from ptx_inline.isa.instructions import instruction
 
     implementation = context.implementation
-    if not implementation.on_gpu:
-        return Result.skipped("needs a GPU: the model would be compared with itself")
-    rng = context.rng("hardware_bits")
-    if implementation.name == "blockscale":
+    if not implementation.runs_kernels:
+        return Result.skipped("needs a GPU or the emulator: the model would be compared with itself")
+    rng = context.rng("model_bits")
+    if implementation.kernels == "blockscale":
         key, probe, (a, b, c, sfa, sfb) = BLOCK_SCALE_MMA, "blockscale", _random_tiles(rng, tiles=1024)
         scales = [fragment(key, "SFA").pack(sfa)[..., 0], fragment(key, "SFB").pack(sfb)[..., 0]]
     else:
@@ -111,7 +111,7 @@ def hardware_bits(context: Context) -> Result:
         fragment(key, "C").pack(c.view(np.uint32)).view(np.float32),
     ]
     unused = [np.zeros((len(a), 32), np.uint32)] * (2 - len(scales))
-    got = run_probe(probe, *registers, *scales, *unused)
+    got = implementation.probe(probe, *registers, *scales, *unused)
     expected = mma_registers(key, *registers, *scales)
     return Result.of(compare(got.view(np.uint32), expected.view(np.uint32)), f"bit patterns of {key}")
 

@@ -229,34 +229,3 @@ def layouts(context: Context) -> Result:
                 if not comparison.ok:
                     return Result.of(comparison, f"scale bytes, {name} -> {other} -> linear")
     return Result.passed(f"{len(shapes)} shapes x {len(names) ** 2} conversions exact", max_abs_error=0.0)
-
-
-@registry.case("quantiser", "the CUDA kernels give NumPy's bits", evidence="implementation")
-def kernel_bits(context: Context) -> Result:
-    if not context.implementation.on_gpu:
-        return Result.skipped("needs a GPU: this CPU runs the NumPy reference only")
-    from numba import cuda
-
-    import nbfmha
-    from nbfmha import nvfp4, scale_layouts
-
-    rng = context.rng("kernel_bits")
-    recipes = [{"format": "nvfp4", "scale": scale} for scale in nvfp4.SCALE_RULES] + [{"format": "mxfp4"}]
-    got, expected = [], []
-    # every kernel compiles at first use: a layout a shape here, every combination in `pytest -m gpu`
-    for number, (tokens, head_dim) in enumerate(((257, 64), (64, 96), (1, 128), (130, 18))):
-        magnitudes = np.exp2(rng.integers(-12, 10, (2, tokens, 1)))
-        values = (rng.standard_normal((2, tokens, head_dim)) * magnitudes).astype(np.float16)
-        values[0, 0] = 0
-        values[1, -1, 3] = np.nan
-        on_gpu = cuda.to_device(values)
-        layout = scale_layouts.SCALE_LAYOUTS[number % len(scale_layouts.SCALE_LAYOUTS)]
-        for recipe in recipes:
-            for axis in ("head_dim", "tokens"):
-                options = {**recipe, "axis": axis, "scale_layout": layout}
-                here, there = nvfp4.quantize(values, **options), nbfmha.quantize(on_gpu, **options)
-                back = nbfmha.dequantize(there, "float32").copy_to_host()
-                got += [there.codes.copy_to_host(), there.scales.copy_to_host(), back.view(np.uint32)]
-                expected += [here.codes, here.scales, nvfp4.dequantize(here).view(np.uint32)]
-    got, expected = (np.concatenate([array.ravel() for array in arrays]) for arrays in (got, expected))
-    return Result.of(compare(got, expected), "codes, scale bytes and dequantised bit patterns")

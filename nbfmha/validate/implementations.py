@@ -1,4 +1,4 @@
-"""Who multiplies: the implementations of the MMA tile and of tiled Q·K^T that a validation can be run on.
+"""Who computes: the implementations of the MMA tile, of tiled Q·K^T and of the quantisers that a validation can be run on.
 
 Each one is chosen by name and never replaced: asking for one that cannot run here raises with the reason. ``auto``
 takes the first that can, and ``explain_auto`` says why the others were passed over.
@@ -12,9 +12,10 @@ from typing import Protocol
 import numpy as np
 
 from nbfmha import doctor
+from nbfmha.emulated import EmulatedArray, Machine
 
 #: Implementations of Q·K^T, in the order in which ``auto`` tries them.
-PREFERENCE = ("blockscale", "dequant", "reference")
+PREFERENCE = ("blockscale", "dequant", "emulated", "reference")
 CHOICES = ("auto", *PREFERENCE)
 BLOCK_SCALE_MMA = "m16n8k64.mxf4nvf4.4x"
 
@@ -51,17 +52,19 @@ class Accumulation:
 
 
 class Implementation(Protocol):
-    """One way to multiply.
+    """One way to compute.
 
     name: as in the table; proof: how a result comes about, for the summary; accumulation: what its error budget
-    follows from; on_gpu: it runs on this machine's GPU; multiplies_scales: the scales are factors of an addend (else
-    they are multiplied into the elements beforehand); scale_sources: where the tiled kernel can read scales from.
+    follows from; on_gpu: it runs on this machine's GPU; runs_kernels: it is a ``KernelRunner``; multiplies_scales: the
+    scales are factors of an addend (else they are multiplied into the elements beforehand); scale_sources: where the
+    tiled kernel can read scales from.
     """
 
     name: str
     proof: str
     accumulation: Accumulation
     on_gpu: bool
+    runs_kernels: bool
     multiplies_scales: bool
     scale_sources: tuple[str, ...]
 
@@ -81,6 +84,7 @@ class Reference:
     name = "reference"
     proof = "bit-exact NumPy model of the MMA, reproducing transcripts of an RTX PRO 6000"
     on_gpu = False
+    runs_kernels = False
     multiplies_scales = True
     scale_sources = ("host memory",)
 
@@ -98,46 +102,101 @@ class Reference:
         return mma_registers(BLOCK_SCALE_MMA, a, b, c, sfa, sfb, thread_id_a=thread_id_a, thread_id_b=thread_id_b)
 
 
-class OnGpu:
-    """A CUDA kernel on this machine's GPU: ``blockscale`` or ``dequant``."""
+class KernelRunner:
+    """What implementations that run CUDA kernels share; ``kernels`` is "blockscale" or "dequant".
 
-    on_gpu = True
+    A subclass says where the kernels' arrays lie. dtypes: what its arrays can hold for the quantisers to read.
+    """
+
+    name: str
+    kernels: str
+    accumulation: Accumulation
+    runs_kernels = True
     scale_sources = ("shared", "global")
+    dtypes: tuple[str, ...]
 
-    def __init__(self, name: str, gpu: doctor.Gpu):
-        self.name = name
-        self.proof = f"run on {gpu.describe()}"
-        self.multiplies_scales = name == "blockscale"
-        if name == "blockscale":
-            self.accumulation = Accumulation.of_instruction(BLOCK_SCALE_MMA, 2.0**-6)
-        elif gpu.compute_capability >= (9, 0):
-            self.accumulation = Accumulation.of_instruction("m16n8k16.f16", 2.0**-14)
-        else:  # Ampere and Ada: two halves of 8 products, 24 fraction bits (arXiv 2511.10909)
-            self.accumulation = Accumulation(8, 9, 24, 2.0**-14)
+    @property
+    def multiplies_scales(self) -> bool:
+        return self.kernels == "blockscale"
+
+    def to_device(self, values: np.ndarray, dtype: str | None = None):
+        """A copy where kernels can reach it, with ``copy_to_host()`` for the way back. ``dtype="bfloat16"``: ``values``
+        are uint16 bit patterns."""
+        raise NotImplementedError
 
     def qk(self, q, k, *, scales_in: str = "shared") -> np.ndarray:
         from nbfmha.kernels.qk import qk
 
-        return qk(q, k, implementation=self.name, scales_in=scales_in)
+        q, k = (tensor.with_arrays(lambda array: self.to_device(np.atleast_1d(array))) for tensor in (q, k))
+        return qk(q, k, implementation=self.kernels, scales_in=scales_in).copy_to_host()
 
     def mma_registers(self, a, b, c, sfa, sfb, thread_id_a: int = 0, thread_id_b: int = 0) -> np.ndarray:
-        return run_probe(self.name, a, b, c, sfa, sfb, thread_id_a, thread_id_b)
+        return self.probe(self.kernels, a, b, c, sfa, sfb, thread_id_a, thread_id_b)
+
+    def probe(self, mma: str, a, b, c, sfa, sfb, thread_id_a: int = 0, thread_id_b: int = 0) -> np.ndarray:
+        """The kernel of ``nbfmha.kernels.probe`` for ``mma``, one CTA a tile; D starts as NaN."""
+        from nbfmha import gpu_arrays
+        from nbfmha.kernels.probe import probe_kernel
+
+        operands = [self.to_device(np.ascontiguousarray(operand)) for operand in (a, b, c, sfa, sfb)]
+        d = self.to_device(np.full(c.shape, np.nan, np.float32))
+        gpu_arrays.launch(probe_kernel(mma, thread_id_a, thread_id_b), (len(a),), (32,), (*operands, d))
+        return d.copy_to_host()
 
 
-def run_probe(mma: str, a, b, c, sfa, sfb, thread_id_a: int = 0, thread_id_b: int = 0) -> np.ndarray:
-    """The kernel of ``nbfmha.kernels.probe`` for ``mma`` on this machine's GPU, one CTA a tile; D starts as NaN."""
-    from numba import cuda
+class OnGpu(KernelRunner):
+    """The kernels on this machine's GPU: ``blockscale`` or ``dequant``."""
 
-    from nbfmha.kernels.probe import probe_kernel
+    on_gpu = True
+    dtypes = ("float16", "float32")  # Numba's arrays know no bfloat16
 
-    operands = [cuda.to_device(np.ascontiguousarray(operand)) for operand in (a, b, c, sfa, sfb)]
-    d = cuda.to_device(np.full(c.shape, np.nan, np.float32))
-    probe_kernel(mma, thread_id_a, thread_id_b).launch((len(a),), (32,), [*operands, d])
-    return d.copy_to_host()
+    def __init__(self, name: str, gpu: doctor.Gpu):
+        self.name = self.kernels = name
+        self.proof = f"run on {gpu.describe()}"
+        if name == "dequant" and gpu.compute_capability < (9, 0):
+            # Ampere and Ada: two halves of 8 products, 24 fraction bits (arXiv 2511.10909)
+            self.accumulation = Accumulation(8, 9, 24, 2.0**-14)
+        else:
+            self.accumulation = _accumulation_of_model(name)
+
+    def to_device(self, values: np.ndarray, dtype: str | None = None):
+        from numba import cuda
+
+        return cuda.to_device(values)
 
 
-def choose(name: str) -> Implementation:
-    """The implementation of this name, or the first that can run here for "auto".
+class Emulated(KernelRunner):
+    """The kernels' final PTX for a target, run by ``ptx_inline.emu``: ``blockscale`` where the target has its MMA, else
+    ``dequant``. The emulator's MMAs follow the bit-exact models, which for f16 is that of compute capability 9.0."""
+
+    name = "emulated"
+    on_gpu = False
+    dtypes = ("float16", "bfloat16", "float32")
+
+    def __init__(self, target: str, machine: Machine | None = None):
+        from ptx_inline.toolchain import Target
+
+        self.kernels = "blockscale" if Target.parse(target).has_block_scale_mma else "dequant"
+        self.machine = machine or Machine(target)
+        self.proof = (
+            f"the final PTX of the {self.kernels!r} kernels for {target}, compiled here and emulated on this CPU by "
+            "ptx_inline.emu (MMAs by their bit-exact models, every memory access checked), not run on hardware"
+        )
+        self.accumulation = _accumulation_of_model(self.kernels)
+
+    def to_device(self, values: np.ndarray, dtype: str | None = None) -> EmulatedArray:
+        return self.machine.array(values, dtype)
+
+
+def _accumulation_of_model(kernels: str) -> Accumulation:
+    """How the MMA of the kernels adds by the models of ``ptx_inline.isa``."""
+    if kernels == "blockscale":
+        return Accumulation.of_instruction(BLOCK_SCALE_MMA, 2.0**-6)
+    return Accumulation.of_instruction("m16n8k16.f16", 2.0**-14)
+
+
+def choose(name: str, target: str = "sm_120a") -> Implementation:
+    """The implementation of this name, or the first that can run here for "auto"; ``emulated`` runs the PTX for ``target``.
 
     Raises ValueError for an unknown name and ``Unavailable``, with the reason, for one that cannot run on this machine.
     """
@@ -148,11 +207,11 @@ def choose(name: str) -> Implementation:
     found = doctor.availability()
     if name == "auto":
         name = next(candidate for candidate in PREFERENCE if found[candidate].available)
-        if name == "reference":
-            return Reference()
     if not found[name].available:
         raise Unavailable(f"implementation {name!r} cannot run here: {found[name].reason}")
-    return OnGpu(name, found[name].gpu)
+    if name == "reference":
+        return Reference()
+    return Emulated(target) if name == "emulated" else OnGpu(name, found[name].gpu)
 
 
 def explain_auto() -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich import box
@@ -65,6 +66,7 @@ class LiveReport:
     def __init__(self, console: Console, cases: Sequence[Case]):
         self._console = console
         self._outcomes: list[Outcome] = []
+        self._said: set[str] = set()
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         )
@@ -82,6 +84,18 @@ class LiveReport:
 
     def before(self, case: Case) -> None:
         self._progress.update(self._task, description=escape(f"{case.group}: {case.title}"))
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """While entered, the progress bar says what the case is waiting for; a log says it once."""
+        task = self._progress.tasks[0]
+        before = task.description
+        self._progress.update(self._task, description=escape(what))
+        if not self._console.is_terminal and what not in self._said:
+            self._said.add(what)
+            self._console.print(f"{what} ...", style="dim", soft_wrap=True)
+        yield
+        self._progress.update(self._task, description=before)
 
     def after(self, outcome: Outcome) -> None:
         self._outcomes.append(outcome)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from nbfmha import doctor
 from nbfmha.validate import all_cases, implementations, report, run_cases
-from nbfmha.validate.case import Context
+from nbfmha.validate.case import Case, Context
 
 DEFAULT_TARGET = "sm_120a"
 
@@ -25,14 +28,15 @@ def run(
 ) -> bool:
     """Run every case, print the table and the summary; True when nothing failed.
 
-    impl: an entry of ``implementations.CHOICES``; arch: an assembly target, None for sm_120a where the toolchain is
-    installed; json_path, plot_directory: where to write the report and the drawings. Raises ValueError for an unknown
-    implementation or target, ``implementations.Unavailable`` for an implementation that cannot run here, and OSError for
-    a file that could not be written, before any case runs where that can be known.
+    impl: an entry of ``implementations.CHOICES``; arch: a target to assemble and emulate for, None for sm_120a where the
+    toolchain is installed; json_path, plot_directory: where to write the report and the drawings. Raises ValueError for
+    an unknown implementation or target, ``implementations.Unavailable`` for an implementation that cannot run here, and
+    OSError for a file that could not be written, before any case runs where that can be known.
     """
+    target = check_target(arch or DEFAULT_TARGET)
     context = Context(
-        implementation=implementations.choose(impl),
-        target=check_target(arch or DEFAULT_TARGET),
+        implementation=implementations.choose(impl, target),
+        target=target,
         target_required=arch is not None,
         seed=seed,
     )
@@ -48,7 +52,7 @@ def run(
     environment = machine.as_json()
     start = time.perf_counter()
     cases = all_cases()
-    with report.LiveReport(console, cases) as live:
+    with report.LiveReport(console, cases) as live, _prepared(context, cases, live) as context:
         outcomes = run_cases(cases, context, before=live.before, after=live.after)
     seconds = time.perf_counter() - start
     console.print(report.summary(outcomes, context, environment, seconds), soft_wrap=True)
@@ -61,6 +65,18 @@ def run(
         for path in plots.draw_all(plot_directory, context):
             console.print(f"plot: {path}", soft_wrap=True)
     return all(outcome.result.status != "fail" for outcome in outcomes)
+
+
+@contextlib.contextmanager
+def _prepared(context: Context, cases: Sequence[Case], live: report.LiveReport) -> Iterator[Context]:
+    """The context; where kernels are emulated, with what they need being compiled while the first cases run."""
+    if context.implementation.name != "emulated":
+        yield context
+        return
+    from nbfmha.validate.prepare import PreparedMachine
+
+    with PreparedMachine(context.target, cases, live.waiting) as machine:
+        yield replace(context, implementation=implementations.Emulated(context.target, machine))
 
 
 def check_target(name: str) -> str:

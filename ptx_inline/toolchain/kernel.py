@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ _COMPILER = Path(__file__).parent
 _PACKAGE = _COMPILER.parent
 
 
-class CompiledKernel:
+class CompiledKernel(ABC):
     """What kernels of every source share: compiled at first use for each target, kept on disk, launched.
 
     signature: argument types, e.g. ``("u16*", "f32*", "i64")``; see :mod:`ptx_inline.types`.
@@ -31,17 +32,17 @@ class CompiledKernel:
         self._loaded: dict[int, LoadedKernel] = {}
         self._reader = ArgumentReader(self.signature)
 
+    @abstractmethod
     def ptx(self, target: str | Target) -> str:
         """The final PTX."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _source(self, target: Target) -> list[bytes] | str:
         """What is linked: LTO-IR or a PTX text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _identity(self) -> tuple:
         """All that decides the machine code but the target, as numbers, strings and tuples of them."""
-        raise NotImplementedError
 
     def cubin(self, target: str | Target) -> bytes:
         """Machine code, from the disk cache if it is there."""
@@ -134,7 +135,22 @@ class Kernel(CompiledKernel):
         self.launch_bounds = launch_bounds
         for name, value in self.constants.items():
             _check_constant(name, value)
+        self._ltoir: dict[Target, list[bytes]] = {}
         self._ptx: dict[Target, str] = {}
+
+    def __reduce__(self):
+        """Another process gets what the kernel is made of, and compiles or reads the cache for itself."""
+        return Kernel, (self.factory, self.signature, self.constants, self.launch_bounds)
+
+    def _made_of(self) -> tuple:
+        return self.factory, self.signature, repr(sorted(self.constants.items())), self.launch_bounds
+
+    def __eq__(self, other: object) -> bool:
+        """Equal kernels are made of the same and compile to the same code."""
+        return self._made_of() == other._made_of() if isinstance(other, Kernel) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._made_of())
 
     @property
     def name(self) -> str:
@@ -143,9 +159,13 @@ class Kernel(CompiledKernel):
         return f"{self.factory.__module__}.{self.factory.__qualname__}({constants})"
 
     def ltoir(self, target: str | Target) -> list[bytes]:
-        """LTO-IR of the kernel and of each snippet that it uses."""
-        function = self.factory(**self.constants)
-        return to_ltoir(function, self.signature, Target.parse(target), self.launch_bounds)
+        """LTO-IR of the kernel and of each snippet that it uses; kept, since PTX and machine code are made of the same."""
+        target = Target.parse(target)
+        code = self._ltoir.get(target)
+        if code is None:
+            function = self.factory(**self.constants)
+            code = self._ltoir[target] = to_ltoir(function, self.signature, target, self.launch_bounds)
+        return code
 
     def ptx(self, target: str | Target) -> str:
         """The final PTX, with every snippet inlined; from the disk cache if it is there."""

@@ -48,7 +48,8 @@ def test_doctor(tmp_path):
     assert result.exit_code == 0
     for text in ("no NVIDIA driver", "blockscale", "legacy", "dequant", "reference", "NVRTC", "nvdisasm", "kernel cache"):
         assert text in result.stdout
-    assert "emulated" not in result.stdout
+    (emulated,) = (line.split() for line in result.stdout.splitlines() if line.strip().startswith("emulated"))
+    assert emulated[:4] == ["emulated", "yes", "the", "kernels'"]
     assert json.loads((tmp_path / "doctor.json").read_text())["gpu_reason"] == NO_DRIVER.reason
 
 
@@ -80,7 +81,7 @@ def test_layout_as_a_picture(tmp_path):
         (("layout", "4x", "SFA", "--thread-id", "2"), "thread_id must be one of"),
         (("layout", "4x", "A", "--thread-id", "1"), "operand A has none"),
         (("layout", "4x", "A", "--png", "x.nonsense"), "cannot write x.nonsense"),
-        (("validate", "--impl", "legacy"), "implementation must be one of auto, blockscale, dequant, reference"),
+        (("validate", "--impl", "legacy"), "implementation must be one of auto, blockscale, dequant, emulated, reference"),
         (("validate", "--impl", "dequant"), "'dequant' cannot run here: needs a GPU of compute capability 8.0"),
         (("validate", "--impl", "blockscale"), "'blockscale' cannot run here"),
         (("validate", "--arch", "sm_70"), "arch must be one of sm_80, sm_86"),
@@ -129,10 +130,10 @@ def test_exit_code_of_validate(monkeypatch, tmp_path, status, exit_code):
     assert result.exit_code == exit_code
     report = json.loads(path.read_text())
     assert report["ok"] is (exit_code == 0)
-    assert report["implementation"] == "reference"
+    assert report["implementation"] == "emulated"
     assert [case["status"] for case in report["cases"]] == [status]
     assert "auto: blockscale: passed over, needs a GPU" in result.stdout
-    assert "auto: reference: taken" in result.stdout
+    assert "auto: emulated: taken" in result.stdout
 
 
 def test_plots_of_validate(monkeypatch, tmp_path):

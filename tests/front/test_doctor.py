@@ -23,11 +23,11 @@ DATACENTRE_BLACKWELL = Gpus((gpu("B200", 10, 0, "sm_100a"),), "", "CUDA 13.0")
 @pytest.mark.parametrize(
     ("gpus", "expected"),
     [
-        (NO_DRIVER, {"reference"}),
-        (TURING, {"reference"}),
-        (HOPPER, {"dequant", "reference"}),
-        (DATACENTRE_BLACKWELL, {"dequant", "reference"}),
-        (BLACKWELL, {"blockscale", "legacy", "dequant", "reference"}),
+        (NO_DRIVER, {"emulated", "reference"}),
+        (TURING, {"emulated", "reference"}),
+        (HOPPER, {"dequant", "emulated", "reference"}),
+        (DATACENTRE_BLACKWELL, {"dequant", "emulated", "reference"}),
+        (BLACKWELL, {"blockscale", "legacy", "dequant", "emulated", "reference"}),
     ],
 )
 def test_which_implementations_run_where(gpus, expected):
@@ -47,17 +47,29 @@ def test_reasons_name_the_need_and_what_is_there():
 
 def test_missing_toolchain_is_named(monkeypatch):
     monkeypatch.setattr(doctor, "toolchain", lambda: (doctor.Component("NVRTC", False, "not there"),))
-    state = doctor.availability(HOPPER)["dequant"]
-    assert not state.available
-    assert "toolchain incomplete: NVRTC" in state.reason
+    found = doctor.availability(HOPPER)
+    assert not found["dequant"].available
+    assert found["dequant"].reason == "toolchain incomplete: NVRTC; install nbfmha[cu13]"
+    assert not found["emulated"].available
+    expected = "needs the compiler, not a GPU; toolchain incomplete: NVRTC; install nbfmha[cu13]"
+    assert found["emulated"].reason == expected
+    monkeypatch.setattr(doctor, "find_gpus", lambda: NO_DRIVER)
+    with pytest.raises(implementations.Unavailable, match=r"'emulated' cannot run here: needs the compiler, not a GPU"):
+        implementations.choose("emulated")
+    assert implementations.choose("auto").name == "reference"
+    assert implementations.explain_auto()[-2:] == [
+        f"emulated: passed over, {expected}",
+        "reference: taken, NumPy model of the block-scale MMA; runs on any CPU",
+    ]
 
 
 def test_report_is_complete_and_json_ready(monkeypatch, tmp_path):
     monkeypatch.setenv("NBFMHA_CACHE_DIR", str(tmp_path))
-    (tmp_path / "0.cubin").touch()
+    for name in ("0.cubin", "1.ptx", "half-written"):
+        (tmp_path / name).touch()
     report = doctor.inspect()
     assert report.cache_directory == str(tmp_path)
-    assert report.cache_entries == 1
+    assert report.cache_entries == 2
     assert [state.name for state in report.implementations] == list(doctor.IMPLEMENTATIONS)
     data = json.loads(json.dumps(report.as_json()))
     assert data["packages"][0]["name"] == "nbfmha"
@@ -90,6 +102,24 @@ def test_asking_by_name_never_falls_back(monkeypatch):
     for name in ("blockscale", "dequant"):
         with pytest.raises(implementations.Unavailable, match=f"'{name}' cannot run here: needs a GPU of"):
             implementations.choose(name)
-    assert implementations.choose("auto").name == "reference"
-    with pytest.raises(ValueError, match="must be one of auto, blockscale, dequant, reference, got 'legacy'"):
+    with pytest.raises(ValueError, match="must be one of auto, blockscale, dequant, emulated, reference, got 'legacy'"):
         implementations.choose("legacy")
+
+
+@pytest.mark.parametrize(
+    ("target", "kernels", "addends", "fraction_bits"),
+    [("sm_120a", "blockscale", 5, 35), ("sm_90a", "dequant", 17, 25), ("sm_100a", "dequant", 17, 25)],
+)
+def test_auto_emulates_the_kernels_of_the_target_where_there_is_no_gpu(
+    monkeypatch, target, kernels, addends, fraction_bits
+):
+    monkeypatch.setattr(doctor, "find_gpus", lambda: NO_DRIVER)
+    implementation = implementations.choose("auto", target)
+    assert (implementation.name, implementation.kernels, implementation.on_gpu) == ("emulated", kernels, False)
+    assert f"the final PTX of the '{kernels}' kernels for {target}" in implementation.proof
+    assert implementation.proof.endswith("not run on hardware")
+    accumulation = implementation.accumulation
+    assert (accumulation.addends, accumulation.fraction_bits) == (addends, fraction_bits)
+    lines = implementations.explain_auto()
+    assert [line.partition(":")[0] for line in lines] == ["blockscale", "dequant", "emulated"]
+    assert lines[-1] == "emulated: taken, the kernels' PTX, run on this CPU by ptx_inline.emu; needs no GPU"

@@ -1,12 +1,13 @@
 """From Python to PTX, cubin and SASS without a GPU: what is inlined, what is not fused, what is refused."""
 
 import gc
+import pickle
 import re
 
 import pytest
 
 from ptx_inline.toolchain import Kernel, instruction_mix
-from ptx_inline.toolchain.compiler import entry_name
+from ptx_inline.toolchain.compiler import entry_name, to_ltoir
 from ptx_inline.toolchain.disasm import InstructionMix
 
 
@@ -55,6 +56,35 @@ def test_products_and_sums_are_fused_only_where_asked(cache_directory, target):
     assert instruction_mix(fused.sass(target)).count("FFMA") == 1
     assert "fma.rn.f32" in fused.ptx(target)
     assert "fma" not in plain.ptx(target)
+
+
+def test_kernels_are_equal_when_they_are_made_of_the_same():
+    kernel = multiply_add(True)
+    assert kernel == multiply_add(True)
+    assert len({kernel, multiply_add(True), multiply_add(False), multiply_add(1)}) == 3
+    assert kernel != Kernel(make_multiply_add, ("f32*",) * 4, {"fused": True}, launch_bounds=(128,))
+    assert kernel != "kernel"
+
+
+def test_a_kernel_in_another_process_is_made_of_the_same():
+    kernel = Kernel(make_multiply_add, ("f32*",) * 4, {"fused": True}, launch_bounds=(128, 2))
+    copy = pickle.loads(pickle.dumps(kernel))
+    assert copy == kernel
+    assert copy.name == kernel.name
+    assert copy.launch_bounds == (128, 2)
+
+
+def test_ptx_and_machine_code_are_made_of_one_compilation(cache_directory, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        "ptx_inline.toolchain.kernel.to_ltoir", lambda *arguments: compiled.append(arguments[2]) or to_ltoir(*arguments)
+    )
+    kernel = multiply_add(True)
+    assert "fma.rn.f32" in kernel.ptx("sm_90a")
+    assert kernel.cubin("sm_90a").startswith(b"\x7fELF")
+    assert [target.name for target in compiled] == ["sm_90a"]
+    kernel.cubin("sm_80")
+    assert [target.name for target in compiled] == ["sm_90a", "sm_80"]
 
 
 def test_snippets_are_inlined_into_the_final_ptx(cache_directory):

@@ -26,7 +26,7 @@ from ptx_inline.emu.scalar_types import (
     RN,
 )
 from ptx_inline.emu.simt import state as s
-from ptx_inline.emu.simt.floats import float_alu
+from ptx_inline.emu.simt.float_alu import float_alu
 from ptx_inline.emu.simt.integers import extend, int_alu, is_signed, low_bits
 from ptx_inline.emu.simt.jit import compiled
 from ptx_inline.emu.simt.memory import check_read, check_write, fail, find_mbarrier, get, put, record, resolve

@@ -25,7 +25,8 @@ from ptx_inline.emu.scalar_types import (
     RN,
 )
 from ptx_inline.emu.simt.convert import convert
-from ptx_inline.emu.simt.floats import f32_bits, f32_value, float_alu, float_compare, fused
+from ptx_inline.emu.simt.float_alu import float_alu, float_compare
+from ptx_inline.emu.simt.floats import f32_bits, f32_value, fused
 from ptx_inline.emu.simt.integers import extend, int_alu, int_compare, is_signed, low_bits, width_of
 from ptx_inline.emu.simt.jit import compiled
 
