@@ -188,7 +188,7 @@ class Problem:
             yield Sequence(slice(q0, q1), slice(k0, k1), (k1 - k0) - (q1 - q0))
 
     def key_ranges(self) -> tuple[np.ndarray, np.ndarray]:
-        """(first, stop), int64 (seqlen_q,): query row i sees rows first[i] <= j < stop[i] of k; none when they are equal."""
+        """(first, stop), int64 (seqlen_q,): query row i sees rows first[i] <= j < stop[i] of k, none when equal."""
         first, stop = np.zeros(self.seqlen_q, np.int64), np.zeros(self.seqlen_q, np.int64)
         left, right = self.bounds
         for queries, keys, q_offset in self.sequences():

@@ -11,10 +11,10 @@ Pre-pass, for each sequence and head, in float32:
     quantisation      q', k' along head_dim, v16 along ``v_axis``; tokens past the end count as zeros
 
 Forward, for each block of 64 queries and tile of 64 keys (x: the score of the smoothed problem, x + q16.km the true one):
-    NVFP4 tile        x = value(q') . value(k') + qm . k'
+    NVFP4 tile        x = value(q') . value(k') + qm . k'    (value: after quantisation and back; qk="f16": itself)
     16-bit tile       x = q16 . k16 - q16 . km
     s                 = softmax_scale * x; with a softcap, softcap * tanh(softmax_scale * (x + q16.km) / softcap)
-    m                 = the running row max of s: over the tiles so far
+    m                 = the running row max of s: over the tiles so far (``row_max`` below)
     p                 = exp(s - m) * (448*6 when pv="nvfp4", else 1)
     P                 = p quantised to NVFP4 along the keys (NVFP4 tile with pv="nvfp4"), else p rounded to f16
     row_sum, acc      += p (or P, as the recipe's ``row_sum`` says), P V; rescaled by exp(old m - new m) when m grows
@@ -37,6 +37,10 @@ from nbfmha.problem import Problem, Sequence
 from nbfmha.quantized_tensor import block_format
 from nbfmha.recipe import P_SCALE, TILE_N, Recipe, resolve_recipe
 from nbfmha.reference import as_float64, check_sinks
+from nbfmha.validation import check_choice
+
+ROW_MAX = ("ascending", "descending", "final")
+"""Which row max P is taken from: over the tiles so far in that order, or over all."""
 
 _BLOCK = 16
 
@@ -69,19 +73,20 @@ def recipe_attention(
     recipe: str | Recipe = "accurate",
     *,
     sinks: np.ndarray | None = None,
-    online: bool = True,
+    row_max: str = "ascending",
 ) -> tuple[np.ndarray, np.ndarray]:
     """(out, lse) of ``recipe``, float64 (..., num_heads_q, seqlen_q, head_dim of v) and (..., num_heads_q, seqlen_q).
 
     q, k, v: NumPy arrays (float16, ml_dtypes' bfloat16, float32, float64) that ``problem`` describes; ``sinks``
-    (num_heads_q,) as ``reference.attention`` takes them. ``online=False`` takes the final row max from the start instead
-    of the running one; only pv="nvfp4" tells the difference, by how P meets the grid of its scales.
+    (num_heads_q,) as ``reference.attention`` takes them. ``row_max``: the order in which the tiles of keys come, so that
+    p is taken from the max over those so far, "ascending" or "descending", or "final", from the max over all. By the
+    formula nothing depends on it; what differs is how P meets the grid of its rounding.
 
     Raises ``TypeError`` and ``ValueError`` as ``reference.attention`` and ``resolve_recipe`` do.
     """
     recipe = resolve_recipe(recipe)
     operands = pre_pass(q, k, v, problem, recipe)
-    out, lse = forward(operands, problem, recipe, sinks=sinks, online=online, v_dim=v.shape[-1])
+    out, lse = forward(operands, problem, recipe, sinks=sinks, row_max=row_max, v_dim=v.shape[-1])
     return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
 
 
@@ -109,9 +114,10 @@ def forward(
     *,
     v_dim: int,
     sinks: np.ndarray | None = None,
-    online: bool = True,
+    row_max: str = "ascending",
 ) -> tuple[np.ndarray, np.ndarray]:
     """(out, lse) from the operands of every sequence, (batch, num_heads_kv, qhead_per_kvhead, seqlen_q[, v_dim])."""
+    check_choice("row_max", row_max, ROW_MAX)
     sinks = check_sinks(sinks, problem).reshape(problem.num_heads_kv, problem.qhead_per_kvhead, 1)
     lse = np.full((problem.batch, problem.num_heads_kv, problem.qhead_per_kvhead, problem.seqlen_q), -np.inf)
     out = np.zeros((*lse.shape, v_dim))
@@ -120,7 +126,7 @@ def forward(
         for start in range(sequence.queries.start, sequence.queries.stop, TILE_N):
             rows = slice(start, min(start + TILE_N, sequence.queries.stop))
             ranges = first[rows] - sequence.keys.start, stop[rows] - sequence.keys.start
-            out[..., rows, :], lse[..., rows] = _query_block(prepared, problem, recipe, sequence, rows, ranges, online)
+            out[..., rows, :], lse[..., rows] = _query_block(prepared, problem, recipe, sequence, rows, ranges, row_max)
     with_sink = np.logaddexp(lse, sinks)
     out *= np.exp(lse - np.where(np.isneginf(with_sink), 0, with_sink))[..., None]
     return out, with_sink
@@ -186,7 +192,7 @@ def _query_block(
     sequence: Sequence,
     rows: slice,
     ranges: tuple[np.ndarray, np.ndarray],
-    online: bool,
+    order: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(out, lse) of up to 64 queries, without sinks. ``ranges``: the keys each sees, counted within the sequence."""
     first, stop = ranges
@@ -198,7 +204,7 @@ def _query_block(
     in_16_bits = keys_in_16_bits(recipe, positions, end)[keys]
     visible = (first[:, None] <= np.arange(begin, end)) & (np.arange(begin, end) < stop[:, None])
 
-    k_row = operands.q16[..., queries, :] @ operands.k_mean.swapaxes(-1, -2)  # q.km: one number for each row
+    k_row = _product(operands.q16[..., queries, :], operands.k_mean.swapaxes(-1, -2))  # q.km: one number for each row
     scores = _scores(operands, queries, keys, in_16_bits, k_row)
     if problem.softcap is None:
         scores = problem.softmax_scale * scores
@@ -206,25 +212,20 @@ def _query_block(
         scores = problem.softcap * np.tanh(problem.softmax_scale * (scores + k_row) / problem.softcap)
     scores = np.where(visible, scores, -np.inf)
 
-    tiles = np.arange(end - begin) // TILE_N
     row_max = scores.max(axis=-1, keepdims=True, initial=-np.inf)
-    tile_max = [scores[..., tiles == t].max(axis=-1) for t in range(tiles[-1] + 1 if len(tiles) else 0)]
-    if not tile_max or not online:
-        reference_max = np.broadcast_to(row_max, scores.shape)
-    else:
-        reference_max = np.maximum.accumulate(np.stack(tile_max, axis=-1), axis=-1)[..., tiles]
-    shift = np.where(np.isneginf(reference_max), 0, reference_max)
+    max_so_far = _max_so_far(scores, order)
+    shift = np.where(np.isneginf(max_so_far), 0, max_so_far)
     p_scale = P_SCALE if recipe.pv == "nvfp4" else 1
     p = np.exp(scores - shift) * p_scale
     rounded = _to_16_bits(p, problem).astype(np.float64)
     if recipe.pv == "nvfp4":
         rounded = np.where(in_16_bits, rounded, quantize_p(p))
 
-    rescale = np.exp(reference_max - np.where(np.isneginf(row_max), 0, row_max))
+    rescale = np.exp(max_so_far - np.where(np.isneginf(row_max), 0, row_max))
     weights = rounded * rescale
     row_sum = (weights if recipe.row_sum == "rounded" else p * rescale).sum(axis=-1, keepdims=True)
     values = np.where(in_16_bits[:, None], operands.v16[..., keys, :], operands.v_nvfp4[..., keys, :])
-    out = weights @ values / np.where(row_sum == 0, 1, row_sum)
+    out = _product(weights, values) / np.where(row_sum == 0, 1, row_sum)
     with np.errstate(divide="ignore"):
         lse = np.where(np.isneginf(row_max), 0, row_max) + np.log(row_sum) - math.log(p_scale)
     if problem.softcap is None:
@@ -232,11 +233,32 @@ def _query_block(
     return out, lse[..., 0]
 
 
+def _max_so_far(scores: np.ndarray, order: str) -> np.ndarray:
+    """(..., rows, keys): the row max over the tiles seen when each key's tile has come, in that order."""
+    if order == "final" or scores.shape[-1] == 0:
+        return np.broadcast_to(scores.max(axis=-1, keepdims=True, initial=-np.inf), scores.shape)
+    starts = np.arange(0, scores.shape[-1], TILE_N)
+    tile_max = np.maximum.reduceat(scores, starts, axis=-1)
+    if order == "descending":
+        running = np.maximum.accumulate(tile_max[..., ::-1], axis=-1)[..., ::-1]
+    else:
+        running = np.maximum.accumulate(tile_max, axis=-1)
+    return running[..., np.arange(scores.shape[-1]) // TILE_N]
+
+
 def _scores(operands: Operands, queries: slice, keys: slice, in_16_bits: np.ndarray, k_row: np.ndarray) -> np.ndarray:
     """q.(k - km) of each key in the precision that it has, without softmax scale."""
-    quantized = operands.q_nvfp4[..., queries, :] @ operands.k_nvfp4[..., keys, :].swapaxes(-1, -2)
-    quantized += operands.q_mean[..., queries, :] @ operands.k_smooth[..., keys, :].swapaxes(-1, -2)
-    if not in_16_bits.any():
-        return quantized
-    exact = operands.q16[..., queries, :] @ operands.k16[..., keys, :].swapaxes(-1, -2) - k_row
-    return np.where(in_16_bits, exact, quantized)
+    scores = _product(
+        np.concatenate([operands.q_nvfp4[..., queries, :], operands.q_mean[..., queries, :]], axis=-1),
+        np.concatenate([operands.k_nvfp4[..., keys, :], operands.k_smooth[..., keys, :]], axis=-1).swapaxes(-1, -2),
+    )
+    if in_16_bits.any():
+        k16 = operands.k16[..., keys, :][..., in_16_bits, :]
+        scores[..., in_16_bits] = _product(operands.q16[..., queries, :], k16.swapaxes(-1, -2)) - k_row
+    return scores
+
+
+def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """x @ y of (b, h, group, rows, n) and (b, h, 1, n, m), the heads of a group as rows of one matrix product."""
+    b, h, group, rows, n = x.shape
+    return (x.reshape(b, h, group * rows, n) @ y[:, :, 0]).reshape(b, h, group, rows, y.shape[-1])
