@@ -16,7 +16,9 @@ FP4_PV = {"pv": "nvfp4", "v_axis": "tokens"}
 BARE = {
     "K smoothing": Recipe(smooth_k=True),
     "Q smoothing": Recipe(smooth_q=64),
-    "scales": Recipe(scale_q="four_over_six", scale_k="four_over_six", scale_v="four_over_six"),
+    "scales of Q": Recipe(scale_q="four_over_six"),
+    "scales of K": Recipe(scale_k="four_over_six"),
+    "scales of V": Recipe(scale_v="four_over_six"),
     "QK alone": Recipe(v_format="f16"),
     "V alone": Recipe(qk="f16", v_axis="tokens"),
     "P.V alone": Recipe(qk="f16", **FP4_PV),
