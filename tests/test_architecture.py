@@ -13,7 +13,7 @@ NAMES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuff
 STDLIB = set(sys.stdlib_module_names)
 HEAVY = {"numba", "cuda", "torch", "cupy", "matplotlib", "cffi", "ml_dtypes"}
 LEAVES = ("nbfmha.bench", "nbfmha.viz", "nbfmha.cli", "nbfmha.testing", "nbfmha.validate", "nbfmha.doctor",
-          "nbfmha.tables", "nbfmha.listing", "nbfmha.ownership", "nbfmha.__main__")  # fmt: skip
+          "nbfmha.tables", "nbfmha.listing", "nbfmha.ownership", "nbfmha.accuracy", "nbfmha.__main__")  # fmt: skip
 
 
 def imports(path, *, top_level_only=False):
@@ -81,11 +81,20 @@ def test_the_emulator_is_imported_where_it_is_used():
 
 
 def test_references_know_no_kernels():
-    names = ("nvfp4", "quantized_tensor", "scale_layouts", "reference", "validation")
-    paths = modules(*(f"nbfmha.{name}" for name in names))
-    assert len(paths) == 5
-    own = ("nbfmha.nvfp4", "nbfmha.quantized_tensor", "nbfmha.scale_layouts", "nbfmha.validation")
-    assert_imports_only(paths, "numpy", "ptx_inline.isa", *own)
+    base = ("nvfp4", "quantized_tensor", "scale_layouts", "validation")
+    own = tuple(f"nbfmha.{name}" for name in base)
+    paths = modules(*own, "nbfmha.problem", "nbfmha.reference")
+    assert len(paths) == 6
+    assert_imports_only(paths, "numpy", "ptx_inline.isa", *own, "nbfmha.problem")
+    assert len(modules("nbfmha.recipe_model")) == 1
+    model = ("nbfmha.problem", "nbfmha.reference", "nbfmha.recipe")
+    assert_imports_only(modules("nbfmha.recipe_model"), "numpy", *own, *model)
+
+
+def test_descriptions_know_the_checks_alone():
+    paths = modules("nbfmha.problem", "nbfmha.recipe")
+    assert len(paths) == 2
+    assert_imports_only(paths, "numpy", "nbfmha.validation")
 
 
 def test_kernels_know_instructions_and_descriptions():

@@ -230,13 +230,25 @@ def _cvt(decode, modifiers, dst, a, *b):
         modifiers.take("satfinite")  # always so for these
     if not can_convert(src_type, dst_type, rounding) or len(b) > (src_type == st.F32 and dst_type >= st.F16X2):
         raise decode.unsupported("unsupported conversion")
-    columns = {"a": decode.source(a, src_type)}
+    target, columns = decode.destination(dst), {"a": decode.source(a, src_type)}
+    register = st.BITS[getattr(dst, "type", dst_type)]
+    if _only_drops_bits(src_type, dst_type, flags, register):
+        narrower = min(src_type, dst_type, key=lambda type: st.BITS[type])
+        decode.emit(enc.INT, op=st.IMOV, type=narrower, dst=target, **columns)
+        return
     if b:
         columns["b"] = decode.source(b[0], src_type)
     decode.emit(
-        enc.CONVERT, type=dst_type, src_type=src_type, round=rounding, flags=flags, dst=decode.destination(dst),
-        aux=st.BITS[dst.type], **columns,
-    )  # fmt: skip
+        enc.CONVERT, type=dst_type, src_type=src_type, round=rounding, flags=flags, dst=target, aux=register, **columns
+    )
+
+
+def _only_drops_bits(src: int, dst: int, flags: int, register: int) -> bool:
+    """Whether an integer conversion does no more than keep the low bits: a plain move, which the core does faster."""
+    if src >= st.F16 or dst >= st.F16 or flags:
+        return False
+    extends = dst in st.SIGNED and register > st.BITS[dst]
+    return not extends and (src not in st.SIGNED or st.BITS[dst] <= st.BITS[src])
 
 
 @decoder("mov")

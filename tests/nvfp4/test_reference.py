@@ -184,7 +184,7 @@ def test_input_is_not_changed():
         ({"q": np.zeros((5, 4, 7, 16))}, ValueError, r"k must be of the batch shape of q, \(5,\), got \(\)"),
         ({"v": np.zeros((2, 10, 16))}, ValueError, r"v must be of shape \(2, 11\) \+ \(head_dim,\), as k is"),
         ({"k": np.zeros((2, 11, 15))}, ValueError, "head_dim must be even and > 0, got 15"),
-        ({"k": np.zeros((0, 11, 16)), "v": np.zeros((0, 11, 16))}, ValueError, "num_heads_q must be a multiple of"),
+        ({"k": np.zeros((0, 11, 16)), "v": np.zeros((0, 11, 16))}, ValueError, "num_heads_kv must be an integer >= 1"),
         ({"k": np.zeros((2, 11, 16), int)}, TypeError, r"k\.dtype must be float16, .*, got int64; convert it first"),
         ({"v": [1.0]}, TypeError, "v must be a NumPy array, got list"),
         ({"softmax_scale": np.inf}, ValueError, "softmax_scale must be finite, got inf"),
