@@ -232,19 +232,20 @@ def _cvt(decode, modifiers, dst, a, *b):
         raise decode.unsupported("unsupported conversion")
     target, columns = decode.destination(dst), {"a": decode.source(a, src_type)}
     register = st.BITS[getattr(dst, "type", dst_type)]
+    op = enc.CONVERT_ANY
     if _only_drops_bits(src_type, dst_type, flags, register):
-        narrower = min(src_type, dst_type, key=lambda type: st.BITS[type])
-        decode.emit(enc.INT, op=st.IMOV, type=narrower, dst=target, **columns)
-        return
+        op = enc.CONVERT_LOW_BITS
+        dst_type = min(src_type, dst_type, key=lambda type: st.BITS[type])
     if b:
         columns["b"] = decode.source(b[0], src_type)
     decode.emit(
-        enc.CONVERT, type=dst_type, src_type=src_type, round=rounding, flags=flags, dst=target, aux=register, **columns
-    )
+        enc.CONVERT, op=op, type=dst_type, src_type=src_type, round=rounding, flags=flags, dst=target, aux=register,
+        **columns,
+    )  # fmt: skip
 
 
 def _only_drops_bits(src: int, dst: int, flags: int, register: int) -> bool:
-    """Whether an integer conversion does no more than keep the low bits: a plain move, which the core does faster."""
+    """Whether an integer conversion keeps the low bits and does no more, which the core does faster."""
     if src >= st.F16 or dst >= st.F16 or flags:
         return False
     extends = dst in st.SIGNED and register > st.BITS[dst]

@@ -128,6 +128,12 @@ def conversions(row, regs, base, mask):
     """CONVERT rows."""
     ty, src, flags, rounding = row[enc.TYPE], row[enc.SRC_TYPE], row[enc.FLAGS], row[enc.ROUND]
     a, b, target = base + row[enc.A] * 32, base + max(row[enc.B], 0) * 32, base + row[enc.DST] * 32
+    if row[enc.OP] == enc.CONVERT_LOW_BITS:
+        bits = low_bits(width_of(ty))
+        x, z = regs[a : a + 32], regs[target : target + 32]
+        for lane in range(32):
+            z[lane] = x[lane] & bits if (mask >> lane) & 1 else z[lane]
+        return
     wider = is_signed(ty)
     register = low_bits(np.uint64(row[enc.AUX]))
     for lane in range(32):
