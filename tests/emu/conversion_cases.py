@@ -9,7 +9,7 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 from elementwise import WIDTHS, Case
-from exact_floats import BF16, F16, F32, F64, NAN, clamp, decode, encode, flush, to_integral
+from exact_floats import BF16, F16, F32, F64, NAN, Type, clamp, decode, encode, flush, is_nan, is_tiny, to_integral
 from integer_cases import signed
 
 _INTEGERS = ("u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64")
@@ -113,14 +113,19 @@ def _floats() -> list[Case]:
                 for modifiers in _modifiers(src, dst, rounding):
 
                     def oracle(bits, src=src, dst=dst, rounding=rounding or "rn", modifiers=modifiers):
-                        if "ftz" in modifiers and src is F32:
+                        if "ftz" in modifiers and src is F32 and dst is not F16:
                             bits = flush(bits, F32)
-                        result = encode(decode(bits, src), dst, rounding)
+                        exact = decode(bits, src)
+                        if is_nan(exact) and not {"sat", "relu"} & {*modifiers}:
+                            return _carried_nan(bits, src, dst)
+                        result = encode(exact, dst, rounding)
                         if "relu" in modifiers and result != dst.nan and result & dst.sign:
                             result = 0
                         if "sat" in modifiers:
                             result = clamp(result, dst)
-                        return flush(result, F32) if "ftz" in modifiers and dst is F32 else result
+                        if "ftz" in modifiers and dst is F32 and is_tiny(exact, F32, rounding):
+                            result &= F32.sign
+                        return result
 
                     name = ".".join(filter(None, ("cvt", rounding, *modifiers, dst.name, src.name)))
                     version = "8.6" if BF16 in (src, dst) else "8.0"
@@ -140,6 +145,17 @@ def _floats() -> list[Case]:
             name = f"cvt.{rounding}.{ty.name}.{ty.name}"
             cases.append(Case(name, f"{name} %d, %a;", (ty.name,), ty.name, integral, nan_bits=ty is not F64))
     return cases
+
+
+def _carried_nan(bits: int, src: Type, dst: Type) -> int:
+    """A NaN of another width: an H100 keeps sign and upper bits from F64 down and from BF16 to F32; else canonical."""
+    if src is BF16 and dst is F32:
+        return bits << 16
+    if src is not F64:
+        return dst.nan
+    sign = dst.sign if bits & src.sign else 0
+    fraction = (bits & (1 << src.mantissa) - 1) >> (src.mantissa - dst.mantissa)
+    return sign | dst.infinity | 1 << (dst.mantissa - 1) | fraction
 
 
 def _modifiers(src, dst, rounding):

@@ -146,6 +146,15 @@ def flush(bits: int, ty: Type) -> int:
     return bits & ty.sign if (bits & (ty.sign - 1)) >> ty.mantissa == 0 else bits
 
 
+def is_tiny(x: Number, ty: Type, rounding: str) -> bool:
+    """Whether a number, rounded to the format's precision with any exponent, is below the smallest normal number."""
+    if is_nan(x):
+        return False
+    unbounded = Type(ty.name, ty.mantissa, 16, 0)  # ample: exponents to -32766
+    rounded = decode(encode(x, unbounded, rounding), unbounded)[1]
+    return rounded < _scaled(1, 1 - ty.bias)
+
+
 def clamp(bits: int, ty: Type) -> int:
     """``.sat``: into [0, 1], NaN to 0."""
     x = decode(bits, ty)
@@ -174,11 +183,13 @@ def operate(op: str, ty: Type, operands: tuple[int, ...], rounding: str = "rn", 
     else:
         exact = root(x[0])
     bits = encode(exact, ty, rounding)
+    if "ftz" in modifiers and is_tiny(exact, ty, rounding):
+        bits &= ty.sign
     if "relu" in modifiers and bits != ty.nan and bits & ty.sign:
         bits = 0
     if "sat" in modifiers:
         bits = clamp(bits, ty)
-    return flush(bits, ty) if "ftz" in modifiers else bits
+    return bits
 
 
 def choose(op: str, ty: Type, a: int, b: int, modifiers: tuple[str, ...] = ()) -> int:

@@ -110,13 +110,13 @@ def _bits() -> list[Case]:
         cases.append(Case(f"brev.{ty}", f"brev.{ty} %d, %a;", (kind,), kind, lambda x, w=width: int(f"{x:0{w}b}"[::-1], 2)))
         cases.append(
             Case(f"bfi.{ty}", f"bfi.{ty} %d, %a, %b, %c, %e;", (kind, kind, "amount", "amount"), kind,
-                 lambda f, x, p, n, w=width: insert(f, x, p & 255, n & 255, w))
+                 lambda f, x, p, n, w=width: insert(f, x, _field(p, w), _field(n, w), w))
         )  # fmt: skip
         for letter in "us":
             of = f"{letter}{width}"
             cases.append(
                 Case(f"bfe.{of}", f"bfe.{of} %d, %a, %b, %c;", (kind, "amount", "amount"), kind,
-                     lambda x, p, n, w=width, s=letter == "s": extract(x, p & 255, n & 255, w, s))
+                     lambda x, p, n, w=width, s=letter == "s": extract(x, _field(p, w), _field(n, w), w, s))
             )  # fmt: skip
             for suffix in ("", ".shiftamt"):
                 cases.append(
@@ -150,6 +150,12 @@ def _bits() -> list[Case]:
             Case(name, f"{name} %d, %a, %b;", ("amount", "amount"), "u32", lambda p, n, w=wrap: mask_bits(p, n, w))
         )
     return cases
+
+
+def _field(value: int, width: int) -> int:
+    """Position or length of a bit field beyond the 0 to 255 that PTX allows: an H100 takes 8 bits of it, or for the 64-bit
+    forms all of it, of which more than 128 says nothing new."""
+    return min(value, 128) if width == 64 else value & 255
 
 
 def insert(field: int, x: int, position: int, length: int, width: int) -> int:

@@ -38,12 +38,14 @@ from ptx_inline.emu.scalar_types import (
     UE8M0X2,
 )
 from ptx_inline.emu.simt.floats import (
+    SIGN,
     U0,
     U1,
     f64_bits,
     finish,
     float_value,
     flush,
+    is_tiny,
     narrow,
     round_magnitude,
     rounds_up,
@@ -68,6 +70,7 @@ _FIELDS = np.array(
     ],
     np.int64,
 )
+_F32_FRACTION = np.uint64(0x7FFFFF)
 _VALUES = np.array([np.resize(format.values, 256) for format in _SMALL], np.float64)  # bits above a code's are ignored
 
 
@@ -151,16 +154,35 @@ def _float_to_int(src, dst, rounding, flags, a):
 
 
 @compiled
+def _carried_nan(src, dst, a):
+    """A NaN as the hardware passes it on to a format of other width: sign and upper bits kept, made quiet."""
+    if src == BF16:
+        return a << np.uint64(16)
+    if dst == F32:
+        sign = (a >> np.uint64(32)) & np.uint64(0x80000000)
+        return sign | np.uint64(0x7FC00000) | ((a >> np.uint64(29)) & _F32_FRACTION)
+    drop = np.uint64(42) if dst == F16 else np.uint64(45)
+    quiet, fraction = (np.uint64(0x7E00), np.uint64(0x3FF)) if dst == F16 else (np.uint64(0x7FC0), np.uint64(0x7F))
+    return ((a >> np.uint64(48)) & np.uint64(0x8000)) | quiet | ((a >> drop) & fraction)
+
+
+@compiled
 def _float_to_float(src, dst, rounding, flags, a):
-    if (flags & FTZ) != 0 and src == F32:
+    if (flags & FTZ) != 0 and src == F32 and dst != F16:  # an H100 does not flush what becomes F16
         a = flush(a, src)
     value = float_value(a, src)
+    carried = (src == F64 and dst < F64) or (src == BF16 and dst == F32)
+    if value != value and carried and (flags & (SAT | RELU)) == 0:
+        return _carried_nan(src, dst, a)
     if rounding >= RNI:
         value = to_integral(value, rounding)
         rounding = RN
     if dst != F32:
         flags &= ~FTZ
-    return finish(narrow(value, dst, rounding), dst, flags)
+    bits = narrow(value, dst, rounding)
+    if (flags & FTZ) != 0 and is_tiny(value, dst, rounding):
+        bits &= SIGN[dst - F16]
+    return finish(bits, dst, flags)
 
 
 @compiled

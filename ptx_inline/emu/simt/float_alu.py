@@ -74,6 +74,7 @@ from ptx_inline.emu.simt.floats import (
     float_value,
     flush,
     fused,
+    is_tiny,
     narrow,
     overflows_to_infinity,
 )
@@ -382,12 +383,14 @@ def _scalar_alu(op, ty, flags, rounding, a, b, c):
     if not _is_exact(op):
         value = _approximate(op, float_value(a, ty), float_value(b, ty))
         bits = narrow(value, ty, RN)
-    elif ty == F32 and rounding == RN:
-        bits = _f32_nearest(op, f32_value(a), f32_value(b), f32_value(c))
+    elif ty == F32 and rounding == RN and flags == 0:
+        return _f32_nearest(op, f32_value(a), f32_value(b), f32_value(c))
     else:
         x, y, z = float_value(a, ty), float_value(b, ty), float_value(c, ty)
         value = _f64_exact(op, rounding, x, y, z) if ty == F64 else _exact(op, rounding, x, y, z)
         bits = narrow(value, ty, rounding)
+        if (flags & FTZ) != 0 and is_tiny(value, ty, rounding):
+            bits &= SIGN[ty - F16]
     return bits if flags == 0 else finish(bits, ty, flags)
 
 

@@ -177,6 +177,23 @@ def flush(bits, ty):
 
 
 @compiled
+def is_tiny(value, ty, rounding):
+    """Whether a result counts as subnormal for .ftz, which depends on its exact value (a float64, rounded to odd where it
+    needs more bits): rounded as if there were no smallest exponent, it must stay below the smallest normal number. An H100
+    decides so; PTX leaves it open.
+    """
+    row = ty - F16
+    smallest = float_value(_SMALLEST_NORMAL[row], ty)
+    step = smallest * 2.0 ** -np.float64(_MANTISSA_BITS[row] + 1)  # to the number below, had it an exponent of its own
+    magnitude = abs(value)
+    if rounding == RN:
+        return magnitude < smallest - 0.5 * step
+    if (rounding == RP and value > 0.0) or (rounding == RM and value < 0.0):
+        return magnitude <= smallest - step
+    return magnitude < smallest
+
+
+@compiled
 def finish(bits, ty, flags):
     """Result bits after RELU, SAT and FTZ."""
     row = ty - F16

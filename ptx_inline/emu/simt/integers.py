@@ -134,12 +134,12 @@ def _high_product(ty, a, b):
 
 @compiled
 def _divide(ty, a, b, remainder):
-    """Quotient toward zero, or remainder of the dividend's sign. Dividing by zero gives all ones (the dividend for rem),
-    which is what NVIDIA GPUs do; PTX leaves it open."""
+    """Quotient toward zero, or remainder of the dividend's sign. Division by zero gives all ones for both, as on an H100
+    (PTX leaves it open)."""
     mask = low_bits(_WIDTH[ty])
     a, b = extend(ty, a), extend(ty, b)
     if b == U0:
-        return a & mask if remainder else mask
+        return mask
     if not is_signed(ty):
         return a % b if remainder else a // b
     a_negative, b_negative = np.int64(a) < 0, np.int64(b) < 0
@@ -181,10 +181,17 @@ def _permute(mode, a, b, selector):
 
 
 @compiled
+def _field_operand(width, value):
+    """Position or length of a bit field: 8 bits of it, but all 32 for the 64-bit forms, as an H100 has them. PTX asks for
+    0 to 255."""
+    return value & _LOW32 if width == _U64 else value & np.uint64(0xFF)
+
+
+@compiled
 def _bit_field(ty, a, start, length):
     """``bfe``: bits from ``start`` on, sign-extended for a signed type by the highest bit that the field has in ``a``."""
     width = _WIDTH[ty]
-    start, length = start & np.uint64(0xFF), length & np.uint64(0xFF)
+    start, length = _field_operand(width, start), _field_operand(width, length)
     if length == U0:
         return U0
     negative = is_signed(ty) and ((a >> min(start + length - U1, width - U1)) & U1) != U0
@@ -201,7 +208,7 @@ def _bit_field(ty, a, start, length):
 def _bit_insert(ty, field, target, start, length):
     """``bfi``: ``target`` with the low ``length`` bits of ``field`` put at ``start``."""
     width = _WIDTH[ty]
-    start, length = start & np.uint64(0xFF), length & np.uint64(0xFF)
+    start, length = _field_operand(width, start), _field_operand(width, length)
     if length == U0 or start >= width:
         return target
     mask = low_bits(min(length, width - start)) << start
