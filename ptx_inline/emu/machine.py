@@ -142,7 +142,11 @@ def compiled_core():
     digest = hashlib.sha256()
     for path in sorted([*sources, emu / "encoding.py", emu / "scalar_types.py"]):
         digest.update(path.read_bytes())
-    return core.make_run(int.from_bytes(digest.digest()[:7], "little"))
+    number = int.from_bytes(digest.digest()[:7], "little")
+    try:
+        return core.make_run(number, cache=True)
+    except RuntimeError:  # Numba finds no folder that it may write to: compiled anew in every process
+        return core.make_run(number, cache=False)
 
 
 def _dimensions(name: str, value: Sequence[int]) -> tuple[int, int, int]:

@@ -88,8 +88,7 @@ def _match(decode, modifiers, dst, value, mask):
 
 @decoder("redux")
 def _redux(decode, modifiers, dst, value, mask):
-    modes = {"add": enc.REDUCE_ADD, "min": enc.REDUCE_MIN, "max": enc.REDUCE_MAX, "and": enc.REDUCE_AND,
-             "or": enc.REDUCE_OR, "xor": enc.REDUCE_XOR}  # fmt: skip
+    modes = {"add": st.IADD, "min": st.IMIN, "max": st.IMAX, "and": st.IAND, "or": st.IOR, "xor": st.IXOR}
     mode = modifiers.take(*modes)
     modifiers.drop("sync")
     type = modifiers.type()

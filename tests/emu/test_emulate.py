@@ -331,3 +331,13 @@ def test_a_run_without_accesses_has_a_profile_too():
     profile = emulate(HEAD + NOTHING, (1,), (32,), ()).profile
     assert profile.accesses() == []
     assert (profile.bank_conflicts, profile.coalescing) == (0, 1.0)
+
+
+def test_without_a_folder_for_the_cache_the_core_is_compiled_in_the_process(monkeypatch):
+    from numba.core import caching
+
+    from ptx_inline.emu.machine import compiled_core
+
+    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
+    run = compiled_core.__wrapped__()
+    assert isinstance(run._cache, caching.NullCache)

@@ -485,13 +485,14 @@ def _is_running(worker):
     return running
 
 
-def make_run(digest: int):
-    """The compiled core as one cached function; ``digest`` of the emulator's sources makes the cache notice a change.
+def make_run(digest: int, cache: bool):
+    """The compiled core as one function, kept in Numba's cache if ``cache``.
 
-    Numba's cache compares the file of the cached function alone, but also what the function closes over.
+    ``digest`` of the emulator's sources makes the cache notice a change: Numba compares the file of the cached function
+    alone, but also what the function closes over.
     """
 
-    @njit(nogil=True, error_model="numpy", cache=True)
+    @njit(nogil=True, error_model="numpy", cache=cache)
     def run(launch_table, worker_table, last, resume):
         """Run CTAs from ``control[NEXT_CTA]`` up to ``last``; returns FINISHED, STOPPED at a breakpoint, or FAILED."""
         if digest < 0:

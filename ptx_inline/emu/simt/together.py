@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from ptx_inline.emu import encoding as enc
-from ptx_inline.emu.scalar_types import IADD, IAND, IMAX, IMIN, IOR, IXOR
 from ptx_inline.emu.simt import state as s
 from ptx_inline.emu.simt.accesses import bank_transactions
 from ptx_inline.emu.simt.barriers import uniform
@@ -109,24 +108,11 @@ def reduce(launch, worker, pc, warp, mask):
     """``redux.sync``."""
     row = launch.code[pc]
     regs, base = worker.regs, warp * launch.numbers[s.ROWS] * 32
-    op = row[enc.OP]
-    if op == enc.REDUCE_ADD:
-        operation = IADD
-    elif op == enc.REDUCE_MIN:
-        operation = IMIN
-    elif op == enc.REDUCE_MAX:
-        operation = IMAX
-    elif op == enc.REDUCE_AND:
-        operation = IAND
-    elif op == enc.REDUCE_OR:
-        operation = IOR
-    else:
-        operation = IXOR
     total, first = _U0, True
     for lane in range(32):
         if (mask >> lane) & 1:
             value = regs[base + row[enc.A] * 32 + lane]
-            total = value if first else int_alu(operation, row[enc.TYPE], 0, total, value, _U0, _U0)
+            total = value if first else int_alu(row[enc.OP], row[enc.TYPE], 0, total, value, _U0, _U0)
             first = False
     for lane in range(32):
         if (mask >> lane) & 1:
