@@ -6,6 +6,7 @@ takes the first that can, and ``explain_auto`` says why the others were passed o
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,7 +103,7 @@ class Reference:
         return mma_registers(BLOCK_SCALE_MMA, a, b, c, sfa, sfb, thread_id_a=thread_id_a, thread_id_b=thread_id_b)
 
 
-class KernelRunner:
+class KernelRunner(ABC):
     """What implementations that run CUDA kernels share; ``kernels`` is "blockscale" or "dequant".
 
     A subclass says where the kernels' arrays lie. dtypes: what its arrays can hold for the quantisers to read.
@@ -119,10 +120,10 @@ class KernelRunner:
     def multiplies_scales(self) -> bool:
         return self.kernels == "blockscale"
 
+    @abstractmethod
     def to_device(self, values: np.ndarray, dtype: str | None = None):
         """A copy where kernels can reach it, with ``copy_to_host()`` for the way back. ``dtype="bfloat16"``: ``values``
         are uint16 bit patterns."""
-        raise NotImplementedError
 
     def qk(self, q, k, *, scales_in: str = "shared") -> np.ndarray:
         from nbfmha.kernels.qk import qk
