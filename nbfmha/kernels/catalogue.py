@@ -47,6 +47,12 @@ def _qk(target: Target) -> Kernel:
     return qk_kernel(_mma(target), 128)
 
 
+def _prefill(target: Target) -> Kernel:
+    from nbfmha.kernels.prefill import prefill_kernel
+
+    return prefill_kernel(_mma(target), 64)
+
+
 #: Name -> function of the target that returns the kernel as it would run there: with the block-scale MMA where the
 #: target has it, else with exact dequantisation.
 CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
@@ -56,6 +62,7 @@ CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
     "dequantize": _dequantize,
     "probe": _probe,
     "qk": _qk,
+    "prefill": _prefill,
 }
 
 

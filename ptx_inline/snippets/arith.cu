@@ -70,3 +70,24 @@ extern "C" __device__ u32 laneid() {
   asm("mov.u32 %0, %%laneid;" : "=r"(lane));
   return lane;
 }
+
+// 2^x, within 2 ulp; subnormal results become zero. PTX ISA 1.4+.
+extern "C" __device__ float ex2_approx_ftz_f32(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// log2(x), absolute error 2^-22 near 1, relative elsewhere. PTX ISA 1.4+.
+extern "C" __device__ float lg2_approx_f32(float x) {
+  float result;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// Value of lane `lane ^ lane_mask`, all 32 lanes taking part. PTX ISA 6.0+, sm_30.
+extern "C" __device__ float shfl_sync_bfly_f32(float value, u32 lane_mask) {
+  float result;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=f"(result) : "f"(value), "r"(lane_mask));
+  return result;
+}
