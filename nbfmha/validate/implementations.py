@@ -39,12 +39,13 @@ class Accumulation:
     smallest_factor: float
 
     @classmethod
-    def of_instruction(cls, key: str, smallest_factor: float) -> Accumulation:
+    def of_instruction(cls, key: str, smallest_factor: float, target: str | None = None) -> Accumulation:
+        """By the model of ``ptx_inline.isa`` for a target (``None``: the newest)."""
         from ptx_inline.isa.instructions import instruction
 
-        description = instruction(key)
-        k = description.shape[2]
+        description = instruction(key).on(target)
         numerics = description.numerics
+        k = numerics.step or description.shape[2]
         return cls(k, k // numerics.group + 1, numerics.fraction_bits, smallest_factor)
 
     def steps(self, head_dim: int) -> int:
@@ -106,12 +107,13 @@ class Reference:
 class KernelRunner(ABC):
     """What implementations that run CUDA kernels share; ``kernels`` is "blockscale" or "dequant".
 
-    A subclass says where the kernels' arrays lie. dtypes: what its arrays can hold for the quantisers to read.
+    A subclass says where the kernels' arrays lie. target: what they are compiled for, e.g. "sm_90a"; dtypes: what its
+    arrays can hold for the quantisers to read.
     """
 
     name: str
     kernels: str
-    accumulation: Accumulation
+    target: str
     runs_kernels = True
     scale_sources = ("shared", "global")
     dtypes: tuple[str, ...]
@@ -119,6 +121,12 @@ class KernelRunner(ABC):
     @property
     def multiplies_scales(self) -> bool:
         return self.kernels == "blockscale"
+
+    @property
+    def accumulation(self) -> Accumulation:
+        if self.kernels == "blockscale":
+            return Accumulation.of_instruction(BLOCK_SCALE_MMA, 2.0**-6, self.target)
+        return Accumulation.of_instruction("m16n8k16.f16", 2.0**-14, self.target)
 
     @abstractmethod
     def to_device(self, values: np.ndarray, dtype: str | None = None):
@@ -154,11 +162,7 @@ class OnGpu(KernelRunner):
     def __init__(self, name: str, gpu: doctor.Gpu):
         self.name = self.kernels = name
         self.proof = f"run on {gpu.describe()}"
-        if name == "dequant" and gpu.compute_capability < (9, 0):
-            # Ampere and Ada: two halves of 8 products, 24 fraction bits (arXiv 2511.10909)
-            self.accumulation = Accumulation(8, 9, 24, 2.0**-14)
-        else:
-            self.accumulation = _accumulation_of_model(name)
+        self.target = gpu.target
 
     def to_device(self, values: np.ndarray, dtype: str | None = None):
         from numba import cuda
@@ -168,7 +172,7 @@ class OnGpu(KernelRunner):
 
 class Emulated(KernelRunner):
     """The kernels' final PTX for a target, run by ``ptx_inline.emu``: ``blockscale`` where the target has its MMA, else
-    ``dequant``. The emulator's MMAs follow the bit-exact models, which for f16 is that of compute capability 9.0."""
+    ``dequant``. The emulator's MMAs follow the bit-exact models of ``ptx_inline.isa`` for that target."""
 
     name = "emulated"
     on_gpu = False
@@ -183,17 +187,10 @@ class Emulated(KernelRunner):
             f"the final PTX of the {self.kernels!r} kernels for {target}, compiled here and emulated on this CPU by "
             "ptx_inline.emu (MMAs by their bit-exact models, every memory access checked), not run on hardware"
         )
-        self.accumulation = _accumulation_of_model(self.kernels)
+        self.target = target
 
     def to_device(self, values: np.ndarray, dtype: str | None = None) -> EmulatedArray:
         return self.machine.array(values, dtype)
-
-
-def _accumulation_of_model(kernels: str) -> Accumulation:
-    """How the MMA of the kernels adds by the models of ``ptx_inline.isa``."""
-    if kernels == "blockscale":
-        return Accumulation.of_instruction(BLOCK_SCALE_MMA, 2.0**-6)
-    return Accumulation.of_instruction("m16n8k16.f16", 2.0**-14)
 
 
 def choose(name: str, target: str = "sm_120a") -> Implementation:

@@ -32,10 +32,13 @@ def test_case_on_the_emulator(case):
     assert outcome.subject == "emulated"
 
 
-@pytest.mark.parametrize("name", ["model_bits", "zero_a", "zeros", "relayout_kernels"])
-def test_case_on_the_emulator_without_block_scale_mma(name):
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [*((name, "sm_90a") for name in ("model_bits", "zero_a", "zeros", "relayout_kernels")), ("model_bits", "sm_80")],
+)
+def test_case_on_the_emulator_without_block_scale_mma(name, target):
     (case,) = (case for case in CASES if case.name == name)
-    implementation = Emulated("sm_90a")
+    implementation = Emulated(target)
     assert implementation.kernels == "dequant"
     outcome = run_case(case, Context(implementation))
     assert outcome.result.status == "pass", outcome.result.reason
