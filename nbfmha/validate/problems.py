@@ -105,7 +105,3 @@ def largest_term(row_factor: np.ndarray, col_factor: np.ndarray, accumulation: A
     """(..., M) and (..., N) largest factors of each row and column -> (..., M, N) largest power of two that aligns."""
     smallest = accumulation.smallest_factor
     return np.maximum(row_factor, smallest)[..., :, None] * np.maximum(col_factor, smallest)[..., None, :]
-
-
-def _largest_scale(tensor) -> np.ndarray:
-    return tensor.scale_format.decode(tensor.scales).astype(np.float64).max(axis=-1)

@@ -30,8 +30,6 @@ CLASSES = {
     MBARRIER: "synchronisation", BULK_COPY: "bulk copy", BULK_COMMIT: "bulk copy", BULK_WAIT: "bulk copy",
     BRANCH: "branch", BRANCH_INDEXED: "branch", EXIT: "branch", TRAP: "branch",
 }  # fmt: skip
-#: Kinds that lanes execute together: PTX names a member mask, or says ``.aligned``.
-CONVERGENT = (LDMATRIX, STMATRIX, MMA, SHUFFLE, VOTE, MATCH, REDUCE, ELECT, WARP_SYNC, BARRIER)
 
 # State spaces. A generic address is one of the windows or global.
 GLOBAL, SHARED, LOCAL, PARAM, GENERIC = range(5)
@@ -43,8 +41,8 @@ SHARED_WINDOW, LOCAL_WINDOW = 0x7FFE << 32, 0x7FFF << 32
 # Flags of a memory access: ordered by the memory model (volatile, relaxed, acquire, release), read-only path.
 STRONG, READ_ONLY, ACQUIRE, RELEASE = 1, 2, 4, 8
 
-# Atomic operations.
-(ATOM_ADD, ATOM_MIN, ATOM_MAX, ATOM_AND, ATOM_OR, ATOM_XOR, ATOM_EXCHANGE, ATOM_CAS, ATOM_INC, ATOM_DEC) = range(10)
+# Atomic operations: an operation of int_alu or float_alu, or one of their own.
+ATOM_ALU, ATOM_EXCHANGE, ATOM_CAS, ATOM_INC, ATOM_DEC = range(5)
 
 # How setp joins its comparison with a third predicate; how set writes true.
 COMBINE_NONE, COMBINE_AND, COMBINE_OR, COMBINE_XOR = range(4)
@@ -61,15 +59,19 @@ BARRIER_SYNC, BARRIER_ARRIVE, BARRIER_POPC, BARRIER_AND, BARRIER_OR = range(5)
 BULK_TO_SHARED, BULK_TO_GLOBAL = range(2)
 LOCATE_IS_SHARED, LOCATE_IS_LOCAL, LOCATE_IS_GLOBAL = range(3)
 
-# Special registers, filled in when a warp starts.
+# Special registers, filled in when a warp starts: those of three axes, x first, and the others.
+TID, NTID, CTAID, NCTAID = 0, 3, 6, 9
+(LANEID, WARPID, NWARPID, SMID, GRIDID, TOTAL_SMEM_SIZE, DYNAMIC_SMEM_SIZE, WARP_SIZE, MASK_EQ, MASK_LT, MASK_LE, MASK_GT,
+ MASK_GE) = range(12, 25)  # fmt: skip
 SPECIALS = {
-    name: number
-    for number, name in enumerate(
-        (
-            *(f"%{base}.{axis}" for base in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"),
-            *("%laneid", "%warpid", "%nwarpid", "%smid", "%gridid", "%total_smem_size", "%dynamic_smem_size", "WARP_SZ"),
-            *(f"%lanemask_{name}" for name in ("eq", "lt", "le", "gt", "ge")),
-        )
-    )
-}
+    **{
+        f"%{base}.{axis}": first + number
+        for base, first in (("tid", TID), ("ntid", NTID), ("ctaid", CTAID), ("nctaid", NCTAID))
+        for number, axis in enumerate("xyz")
+    },
+    "%laneid": LANEID, "%warpid": WARPID, "%nwarpid": NWARPID, "%smid": SMID, "%gridid": GRIDID,
+    "%total_smem_size": TOTAL_SMEM_SIZE, "%dynamic_smem_size": DYNAMIC_SMEM_SIZE, "WARP_SZ": WARP_SIZE,
+    "%lanemask_eq": MASK_EQ, "%lanemask_lt": MASK_LT, "%lanemask_le": MASK_LE, "%lanemask_gt": MASK_GT,
+    "%lanemask_ge": MASK_GE,
+}  # fmt: skip
 CLOCKS = ("%clock", "%clock64", "%globaltimer")

@@ -63,11 +63,11 @@ class Machine:
             raise ValueError(f"shared memory must be at most {limit} bytes on {program.target}, got {shared}")
         self.program = program
         self.image: MemoryImage = lay_out(program, arguments)
-        numbers = np.zeros(16, np.int64)
+        numbers = np.zeros(s.NUMBERS, np.int64)
         numbers[s.GRID_X : s.GRID_Z + 1], numbers[s.BLOCK_X : s.BLOCK_Z + 1] = grid, block
         numbers[s.THREADS], numbers[s.WARPS], numbers[s.ROWS] = threads, -(-threads // 32), program.rows
         numbers[s.SHARED_BYTES], numbers[s.STATIC_SHARED] = shared, shared - smem_bytes
-        numbers[s.LOCAL_BYTES] = program.local_bytes
+        numbers[s.LOCAL_BYTES], numbers[s.LOCAL_STRIDE] = program.local_bytes, -(-program.local_bytes // 16) * 16
         numbers[s.PARAM_START], numbers[s.PARAM_BYTES] = self.image.parameters, program.parameter_bytes
         numbers[s.LIMIT], numbers[s.SHARES_GLOBAL] = max_instructions, program.shares_global
         size = self.image.written.size
@@ -98,7 +98,7 @@ class Machine:
             workers = 1
         workers = max(1, min(workers or os.cpu_count() or 1, self.ctas))
         run, launch = compiled_core(), table(self.launch)
-        counts = np.zeros((len(self.program.code), 5), np.int64)
+        counts = np.zeros((len(self.program.code), s.IDEAL + 1), np.int64)
         chunk = max(1, self.ctas // (8 * workers))
         pending = iter(range(0, self.ctas, chunk))
         lock = threading.Lock()

@@ -60,9 +60,10 @@ def _st(decode, modifiers, address, value):
     _access(decode, modifiers, address, value, load=False)
 
 
-_ATOMICS = {"add": enc.ATOM_ADD, "min": enc.ATOM_MIN, "max": enc.ATOM_MAX, "and": enc.ATOM_AND, "or": enc.ATOM_OR,
-            "xor": enc.ATOM_XOR, "exch": enc.ATOM_EXCHANGE, "cas": enc.ATOM_CAS, "inc": enc.ATOM_INC,
-            "dec": enc.ATOM_DEC}  # fmt: skip
+_ATOMIC_ALU = {"add": (st.IADD, st.FADD), "min": (st.IMIN, st.FMIN), "max": (st.IMAX, st.FMAX), "and": (st.IAND, None),
+               "or": (st.IOR, None), "xor": (st.IXOR, None)}  # fmt: skip
+_ATOMICS = {**dict.fromkeys(_ATOMIC_ALU, enc.ATOM_ALU), "exch": enc.ATOM_EXCHANGE, "cas": enc.ATOM_CAS,
+            "inc": enc.ATOM_INC, "dec": enc.ATOM_DEC}  # fmt: skip
 
 
 def _atomic(decode, modifiers, dst, address, *values):
@@ -73,13 +74,17 @@ def _atomic(decode, modifiers, dst, address, *values):
     type = modifiers.type()
     if op is None or type is None or st.BITS[type] not in (32, 64) or len(values) != (2 if op == "cas" else 1):
         raise decode.unsupported("unsupported atomic operation")
-    if type in (st.F32, st.F64, st.F16X2, st.BF16X2) and op not in ("add", "exch", "min", "max"):
+    is_float = type >= st.F16
+    if is_float and op not in ("add", "exch", "min", "max"):
         raise decode.unsupported("unsupported atomic operation")
     rows = {name: decode.source(value, type) for name, value in zip("bc", values, strict=False)}
     columns = decode.address(address, space)
     if columns["space"] not in (enc.GLOBAL, enc.SHARED, enc.GENERIC):
         raise decode.unsupported("unsupported state space")
-    decode.emit(enc.ATOMIC, op=_ATOMICS[op], type=type, flags=flags, dst=dst, **rows, **columns)
+    operation = _ATOMIC_ALU[op][is_float] if op in _ATOMIC_ALU else 0
+    decode.emit(
+        enc.ATOMIC, op=operation, aux=_ATOMICS[op], type=type, flags=flags, dst=dst, **rows, **columns
+    )
 
 
 @decoder("atom")

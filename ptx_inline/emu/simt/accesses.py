@@ -9,27 +9,22 @@ from __future__ import annotations
 import numpy as np
 
 from ptx_inline.emu import encoding as enc
-from ptx_inline.emu.scalar_types import (
-    BF16X2,
-    BITS,
-    F16,
-    F16X2,
-    FADD,
-    FMAX,
-    FMIN,
-    IADD,
-    IAND,
-    IMAX,
-    IMIN,
-    IOR,
-    IXOR,
-    RN,
-)
+from ptx_inline.emu.scalar_types import BF16X2, BITS, F16, F16X2, RN
 from ptx_inline.emu.simt import state as s
 from ptx_inline.emu.simt.float_alu import float_alu
-from ptx_inline.emu.simt.integers import extend, int_alu, is_signed, low_bits
+from ptx_inline.emu.simt.integers import count_ones, extend, int_alu, is_signed, low_bits
 from ptx_inline.emu.simt.jit import compiled
-from ptx_inline.emu.simt.memory import check_read, check_write, fail, find_mbarrier, get, put, record, resolve
+from ptx_inline.emu.simt.memory import (
+    check_read,
+    check_write,
+    fail,
+    find_mbarrier,
+    get,
+    put,
+    record,
+    release,
+    resolve,
+)
 
 _BYTES = np.array([max(bits // 8, 1) for bits in BITS], np.int64)
 _U0, _U1 = np.uint64(0), np.uint64(1)
@@ -80,16 +75,6 @@ def sector_transactions(places, mask, size):
 
 
 @compiled
-def count_bits(mask):
-    """How many bits of a mask are set."""
-    count = 0
-    while mask:
-        mask &= mask - 1
-        count += 1
-    return count
-
-
-@compiled
 def _profile(worker, pc, space, mask, size):
     """Requests, transactions and the fewest transactions possible of the accesses in ``worker.places``."""
     if space == enc.SHARED:
@@ -101,7 +86,7 @@ def _profile(worker, pc, space, mask, size):
         sectors = sector_transactions(worker.places, mask, size)
         worker.counts[pc, s.TRANSACTIONS] += sectors
         # lanes that read the same bytes need fewer than bytes of their own would
-        worker.counts[pc, s.IDEAL] += min(sectors, (count_bits(mask) * size + _SECTOR - 1) // _SECTOR)
+        worker.counts[pc, s.IDEAL] += min(sectors, (count_ones(mask) * size + _SECTOR - 1) // _SECTOR)
     else:
         return
     worker.counts[pc, s.REQUESTS] += 1
@@ -173,31 +158,18 @@ def store(launch, worker, pc, warp, mask):
 
 
 @compiled
-def _atomic_result(op, ty, old, b, c):
-    if op == enc.ATOM_EXCHANGE:
+def _atomic_result(how, op, ty, old, b, c):
+    if how == enc.ATOM_EXCHANGE:
         return b
-    if op == enc.ATOM_CAS:
+    if how == enc.ATOM_CAS:
         return c if old == b else old
-    if op == enc.ATOM_INC:
+    if how == enc.ATOM_INC:
         return _U0 if old >= b else old + _U1
-    if op == enc.ATOM_DEC:
+    if how == enc.ATOM_DEC:
         return b if old == _U0 or old > b else old - _U1
     if ty >= F16:
-        operation = FADD if op == enc.ATOM_ADD else FMIN if op == enc.ATOM_MIN else FMAX
-        return float_alu(operation, ty, 0, RN, old, b, _U0)
-    if op == enc.ATOM_ADD:
-        operation = IADD
-    elif op == enc.ATOM_MIN:
-        operation = IMIN
-    elif op == enc.ATOM_MAX:
-        operation = IMAX
-    elif op == enc.ATOM_AND:
-        operation = IAND
-    elif op == enc.ATOM_OR:
-        operation = IOR
-    else:
-        operation = IXOR
-    return int_alu(operation, ty, 0, old, b, _U0, _U0)
+        return float_alu(op, ty, 0, RN, old, b, _U0)
+    return int_alu(op, ty, 0, old, b, _U0, _U0)
 
 
 @compiled
@@ -223,7 +195,7 @@ def atomic(launch, worker, pc, warp, mask):
         old = get(launch, worker, space, index, size)
         b = regs[base + row[enc.B] * 32 + lane]
         c = regs[base + max(row[enc.C], 0) * 32 + lane]
-        put(launch, worker, space, index, size, _atomic_result(row[enc.OP], ty, old, b, c))
+        put(launch, worker, space, index, size, _atomic_result(row[enc.AUX], row[enc.OP], ty, old, b, c))
         if row[enc.DST] >= 0:
             regs[base + row[enc.DST] * 32 + lane] = old
         worker.places[lane] = index
@@ -243,10 +215,7 @@ def release_global(launch, worker, warp):
     sync[0, s.SYNC_TIME] = time
     if sync[cta, s.FIRST_RELEASE] == 0:
         sync[cta, s.FIRST_RELEASE] = time
-    for other in range(worker.warps.shape[0]):
-        clock = worker.clocks[warp] if other == warp else worker.known[warp, other]
-        sync[cta, s.RELEASED_CLOCK + other] = max(sync[cta, s.RELEASED_CLOCK + other], clock)
-    worker.clocks[warp] += 1
+    release(worker, warp, sync[cta, s.RELEASED_CLOCK :])
 
 
 @compiled
@@ -254,6 +223,16 @@ def acquire_global(launch, worker):
     """From now on this CTA is ordered after everything that was released."""
     if launch.numbers[s.SHARES_GLOBAL] != 0:
         launch.sync[worker.control[s.CTA], s.LAST_ACQUIRE] = launch.sync[0, s.SYNC_TIME]
+
+
+@compiled
+def _resolve_run(launch, worker, pc, warp, lane, space, address, size, alignment):
+    """Index of ``size`` bytes, not a power of two perhaps, at an aligned address; -1 after an error."""
+    _, index = resolve(launch, worker, pc, warp, lane, space, address, alignment)
+    if index >= 0 and size > alignment:
+        _, end = resolve(launch, worker, pc, warp, lane, space, address + np.uint64(size - 1), 1)
+        index = index if end >= 0 else end
+    return index
 
 
 @compiled
@@ -356,17 +335,11 @@ def bulk_copy(launch, worker, pc, warp, mask):
         if size <= 0 or size % 16:
             fail(worker.error, s.COPY_SIZE_WRONG, pc, cta, warp, lane, 0, enc.SHARED, size, 16)
             return False
-        _, inside = resolve(launch, worker, pc, warp, lane, enc.SHARED, shared_address, 16)
+        inside = _resolve_run(launch, worker, pc, warp, lane, enc.SHARED, shared_address, size, 16)
         if inside < 0:
             return False
-        _, end = resolve(launch, worker, pc, warp, lane, enc.SHARED, shared_address + np.uint64(size - 1), 1)
-        if end < 0:
-            return False
-        _, outside = resolve(launch, worker, pc, warp, lane, enc.GLOBAL, global_address, 16)
+        outside = _resolve_run(launch, worker, pc, warp, lane, enc.GLOBAL, global_address, size, 16)
         if outside < 0:
-            return False
-        _, end = resolve(launch, worker, pc, warp, lane, enc.GLOBAL, global_address + np.uint64(size - 1), 1)
-        if end < 0:
             return False
         entry = worker.bulks[number]
         if row[enc.OP] == enc.BULK_TO_SHARED:

@@ -6,27 +6,13 @@ import numpy as np
 
 from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.simt import state as s
-from ptx_inline.emu.simt.accesses import bulk_arrive, count_bits
+from ptx_inline.emu.simt.accesses import bulk_arrive
+from ptx_inline.emu.simt.integers import count_ones
 from ptx_inline.emu.simt.jit import compiled
-from ptx_inline.emu.simt.memory import check_write, fail, find_mbarrier, resolve
+from ptx_inline.emu.simt.memory import acquire, check_write, fail, find_mbarrier, release, resolve
 
 _LOW32 = np.uint64(0xFFFFFFFF)
 _MBARRIER_BYTES = 8
-
-
-@compiled
-def release(worker, warp, clocks):
-    """Leave in ``clocks`` what this warp did and has heard of."""
-    for other in range(s.CLOCKS):
-        clocks[other] = max(clocks[other], worker.clocks[warp] if other == warp else worker.known[warp, other])
-    worker.clocks[warp] += 1
-
-
-@compiled
-def acquire(worker, warp, clocks):
-    """Hear of what was left in ``clocks``."""
-    for other in range(s.CLOCKS):
-        worker.known[warp, other] = max(worker.known[warp, other], clocks[other])
 
 
 @compiled
@@ -277,5 +263,5 @@ def waiting_warps(worker):
     """How many warps wait at a named barrier."""
     count = 0
     for number in range(s.NAMED_BARRIERS):
-        count += count_bits(worker.barriers[number, s.WAITERS])
+        count += count_ones(worker.barriers[number, s.WAITERS])
     return count

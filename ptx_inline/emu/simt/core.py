@@ -13,6 +13,7 @@ from numba import njit
 from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.simt import accesses, barriers, lanes, together
 from ptx_inline.emu.simt import state as s
+from ptx_inline.emu.simt.integers import count_ones
 from ptx_inline.emu.simt.jit import compiled
 from ptx_inline.emu.simt.memory import fail
 
@@ -23,15 +24,6 @@ _SPINS = 1 << 12  # backward branches after which waiting lanes of the same warp
 _TURN = 1 << 10
 _IDLE_ROUNDS = 64  # rounds of waiting warps without any event before it is a deadlock: one may poll, and then do without
 _U0, _U1 = np.uint64(0), np.uint64(1)
-
-
-@compiled
-def _popcount(mask):
-    x = np.uint64(mask)
-    x -= (x >> _U1) & np.uint64(0x55555555)
-    x = (x & np.uint64(0x33333333)) + ((x >> np.uint64(2)) & np.uint64(0x33333333))
-    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F)
-    return np.int64(((x * np.uint64(0x01010101)) >> np.uint64(24)) & np.uint64(0xFF))
 
 
 @compiled
@@ -269,7 +261,7 @@ def run_warp(launch, worker, warp):
                     true |= np.int64(regs[guard + lane] & _U1) << lane
                 active = mask & (~true if row[enc.GUARD_NEGATED] else true)
             counts[pc, s.ISSUED] += 1
-            counts[pc, s.LANES] += _popcount(active)
+            counts[pc, s.LANES] += count_ones(active)
             steps += 1
             budget -= 1
             if steps > limit:
@@ -363,7 +355,7 @@ def run_warp(launch, worker, warp):
                         pcs[lane] += 1
                 left = active & ~ready  # another group, to come next
                 _park(pcs, left, pc)
-                counts[pc, s.LANES] -= _popcount(left)
+                counts[pc, s.LANES] -= count_ones(left)
                 state = _together(launch, worker, pc, warp, ready)
                 if state != s.READY:
                     worker.control[s.STEPS] = steps
@@ -375,41 +367,46 @@ def run_warp(launch, worker, warp):
 
 
 @compiled
+def _axis(number, x, y, axis):
+    """Coordinate of the ``number``-th of a box of x by y by any."""
+    if axis == 0:
+        return number % x
+    return number // x % y if axis == 1 else number // (x * y)
+
+
+@compiled
 def _special(numbers, cta, warp, lane, code):
     """Value of a special register."""
-    thread = warp * 32 + lane
-    x, y = numbers[s.BLOCK_X], numbers[s.BLOCK_Y]
-    if code < 3:
-        return thread % x if code == 0 else (thread // x) % y if code == 1 else thread // (x * y)
-    if code < 6:
-        return numbers[s.BLOCK_X + code - 3]
-    if code < 9:
-        gx, gy = numbers[s.GRID_X], numbers[s.GRID_Y]
-        return cta % gx if code == 6 else (cta // gx) % gy if code == 7 else cta // (gx * gy)
-    if code < 12:
-        return numbers[s.GRID_X + code - 9]
-    if code == 12:
+    if code < enc.NTID:
+        return _axis(warp * 32 + lane, numbers[s.BLOCK_X], numbers[s.BLOCK_Y], code - enc.TID)
+    if code < enc.CTAID:
+        return numbers[s.BLOCK_X + code - enc.NTID]
+    if code < enc.NCTAID:
+        return _axis(cta, numbers[s.GRID_X], numbers[s.GRID_Y], code - enc.CTAID)
+    if code < enc.LANEID:
+        return numbers[s.GRID_X + code - enc.NCTAID]
+    if code == enc.LANEID:
         return lane
-    if code == 13:
+    if code == enc.WARPID:
         return warp
-    if code == 14:
+    if code == enc.NWARPID:
         return numbers[s.WARPS]
-    if code < 17:  # one multiprocessor, one grid
+    if code in (enc.SMID, enc.GRIDID):  # one multiprocessor, one grid
         return np.int64(0)
-    if code == 17:
+    if code == enc.TOTAL_SMEM_SIZE:
         return numbers[s.SHARED_BYTES]
-    if code == 18:
+    if code == enc.DYNAMIC_SMEM_SIZE:
         return numbers[s.SHARED_BYTES] - numbers[s.STATIC_SHARED]
-    if code == 19:
+    if code == enc.WARP_SIZE:
         return np.int64(32)
     one = np.int64(1) << lane
-    if code == 20:
+    if code == enc.MASK_EQ:
         return one
-    if code == 21:
+    if code == enc.MASK_LT:
         return one - 1
-    if code == 22:
+    if code == enc.MASK_LE:
         return 2 * one - 1
-    if code == 23:
+    if code == enc.MASK_GT:
         return _ALL & ~(2 * one - 1)
     return _ALL & ~(one - 1)
 

@@ -136,7 +136,7 @@ def _root_to_odd(x):
 
 
 @compiled
-def _f32_nearest(op, x, y, z):
+def f32_nearest(op, x, y, z):
     """Operations FADD to FSQRT on float32 values, by the host."""
     if op == FADD:
         value = x + y
@@ -158,7 +158,7 @@ def _f32_nearest(op, x, y, z):
 
 
 @compiled
-def _is_exact(op):
+def is_exact(op):
     """Whether the operation is correctly rounded (and not an approximation or a choice of bits)."""
     return op <= FFMA or op in (FDIV, FRCP, FSQRT)
 
@@ -380,11 +380,11 @@ def _scalar_alu(op, ty, flags, rounding, a, b, c):
         a, b, c = flush(a, ty), flush(b, ty), flush(c, ty)
     if op >= FMIN:
         return _select(op, ty, flags, a, b)
-    if not _is_exact(op):
+    if not is_exact(op):
         value = _approximate(op, float_value(a, ty), float_value(b, ty))
         bits = narrow(value, ty, RN)
     elif ty == F32 and rounding == RN and flags == 0:
-        return _f32_nearest(op, f32_value(a), f32_value(b), f32_value(c))
+        return f32_nearest(op, f32_value(a), f32_value(b), f32_value(c))
     else:
         x, y, z = float_value(a, ty), float_value(b, ty), float_value(c, ty)
         value = _f64_exact(op, rounding, x, y, z) if ty == F64 else _exact(op, rounding, x, y, z)

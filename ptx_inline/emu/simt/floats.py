@@ -96,14 +96,6 @@ def float_value(bits, ty):
 
 
 @compiled
-def round_f32_rn(value):
-    """F32 bits of a float64, to nearest even; NaN is canonical."""
-    if value != value:
-        return CANONICAL_NAN[F32 - F16]
-    return f32_bits(np.float32(value))
-
-
-@compiled
 def rounds_up(rounding, negative, odd, rest, half):
     """Whether a magnitude with ``rest`` below its last kept bit, worth ``2 * half``, moves up."""
     if rounding == RN:

@@ -26,13 +26,10 @@ from ptx_inline.emu.scalar_types import (
     IDIV,
     IDP4A,
     ILOP3,
-    IMAD,
     IMAD_WIDE,
     IMADHI,
     IMAX,
     IMIN,
-    IMOV,
-    IMUL,
     IMUL_WIDE,
     IMULHI,
     INEG,
@@ -42,12 +39,9 @@ from ptx_inline.emu.scalar_types import (
     IPRMT,
     IREM,
     ISAD,
-    ISELECT,
     ISHF_LEFT,
     ISHF_RIGHT,
-    ISHL,
     ISHR,
-    ISUB,
     ISUB_SAT,
     IXOR,
     LE,
@@ -95,12 +89,12 @@ def extend(ty, a):
 
 @compiled
 def count_ones(a):
-    """How many bits are set."""
-    count = U0
-    while a != U0:
-        a &= a - U1
-        count += U1
-    return count
+    """How many of the 64 bits are set, int64."""
+    x = np.uint64(a)
+    x -= (x >> U1) & np.uint64(0x5555555555555555)
+    x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return np.int64((x * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
 @compiled
@@ -246,18 +240,14 @@ def _dot4(a_signed, b_signed, a, b, c):
 
 @compiled
 def int_alu(op, ty, aux, a, b, c, d):
-    """One integer operation on type ``ty``; ``aux`` is the operation's immediate or mode."""
+    """One integer operation on type ``ty``; ``aux`` is the operation's immediate or mode.
+
+    Not here: the operations that :func:`ptx_inline.emu.simt.lanes.integers` does for all lanes at once, but for those that
+    atomics and reductions need too.
+    """
     mask = low_bits(_WIDTH[ty])
-    if op == IMOV:
-        return a & mask
     if op == IADD:
         return (a + b) & mask
-    if op == ISUB:
-        return (a - b) & mask
-    if op == IMUL:
-        return (a * b) & mask
-    if op == IMAD:
-        return (a * b + c) & mask
     if op == IAND:
         return a & b
     if op == IOR:
@@ -266,17 +256,9 @@ def int_alu(op, ty, aux, a, b, c, d):
         return a ^ b
     if op == INOT:
         return ~a & mask
-    if op == ISHL:
-        amount = b & _LOW32
-        return (a << amount) & mask if amount < _WIDTH[ty] else U0
-    if op == ISHR:
+    if op == ISHR:  # of a signed type
         amount = min(b & _LOW32, _U63)
-        a = extend(ty, a)
-        if is_signed(ty):
-            return np.uint64(np.int64(a) >> np.int64(amount)) & mask
-        return a >> amount if (b & _LOW32) < _WIDTH[ty] else U0
-    if op == ISELECT:
-        return a if c != U0 else b
+        return np.uint64(np.int64(extend(ty, a)) >> np.int64(amount)) & mask
     if op in (IMUL_WIDE, IMAD_WIDE):  # of 16 or 32 bits
         product = extend(ty, a) * extend(ty, b)
         return (product + c if op == IMAD_WIDE else product) & low_bits(_WIDTH[ty] + _WIDTH[ty])
@@ -313,7 +295,7 @@ def int_alu(op, ty, aux, a, b, c, d):
     if op == IBFI:
         return _bit_insert(ty, a, b, c, d)
     if op == IPOPC:
-        return count_ones(a)
+        return np.uint64(count_ones(a))
     if op == ICLZ:
         return _WIDTH[ty] - np.uint64(highest_one(a) + 1)
     if op == IBREV:

@@ -8,9 +8,6 @@ from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.scalar_types import (
     F16,
     F32,
-    FADD,
-    FFMA,
-    FMUL,
     IADD,
     IAND,
     IMAD,
@@ -25,14 +22,13 @@ from ptx_inline.emu.scalar_types import (
     RN,
 )
 from ptx_inline.emu.simt.convert import convert
-from ptx_inline.emu.simt.float_alu import float_alu, float_compare
-from ptx_inline.emu.simt.floats import f32_bits, f32_value, fused
+from ptx_inline.emu.simt.float_alu import f32_nearest, float_alu, float_compare, is_exact
+from ptx_inline.emu.simt.floats import f32_value
 from ptx_inline.emu.simt.integers import extend, int_alu, int_compare, is_signed, low_bits, width_of
 from ptx_inline.emu.simt.jit import compiled
 
 _LOW32, _U63 = np.uint64(0xFFFFFFFF), np.uint64(63)
 _U0, _U1 = np.uint64(0), np.uint64(1)
-_NAN_F32 = np.uint64(0x7FFFFFFF)
 _SHARED_HIGH, _LOCAL_HIGH = np.uint64(enc.SHARED_WINDOW >> 32), np.uint64(enc.LOCAL_WINDOW >> 32)
 
 
@@ -106,17 +102,11 @@ def floats(row, regs, base, mask):
     op, ty, flags, rounding = row[enc.OP], row[enc.TYPE], row[enc.FLAGS], row[enc.ROUND]
     a, b, c = base + row[enc.A] * 32, base + max(row[enc.B], 0) * 32, base + max(row[enc.C], 0) * 32
     target = base + row[enc.DST] * 32
-    if ty == F32 and flags == 0 and rounding == RN and op in (FADD, FMUL, FFMA):
+    if ty == F32 and flags == 0 and rounding == RN and is_exact(op):
         for lane in range(32):
             if (mask >> lane) & 1:
-                x, y = f32_value(regs[a + lane]), f32_value(regs[b + lane])
-                if op == FADD:
-                    value = x + y
-                elif op == FMUL:
-                    value = x * y
-                else:
-                    value = fused(x, y, f32_value(regs[c + lane]))
-                regs[target + lane] = f32_bits(value) if value == value else _NAN_F32
+                x, y, z = f32_value(regs[a + lane]), f32_value(regs[b + lane]), f32_value(regs[c + lane])
+                regs[target + lane] = f32_nearest(op, x, y, z)
         return
     for lane in range(32):
         if (mask >> lane) & 1:

@@ -78,9 +78,19 @@ def _ordered(clocks, known, sync, shares, found, cta, warp, lane):
     return clock <= known[warp, other_warp]
 
 
-@inlined
-def _local_stride(numbers):
-    return (numbers[s.LOCAL_BYTES] + 15) & ~15  # as state.local_stride has it
+@compiled
+def release(worker, warp, clocks):
+    """Leave in ``clocks`` what this warp did and has heard of."""
+    for other in range(s.CLOCKS):
+        clocks[other] = max(clocks[other], worker.clocks[warp] if other == warp else worker.known[warp, other])
+    worker.clocks[warp] += 1
+
+
+@compiled
+def acquire(worker, warp, clocks):
+    """Hear of what was left in ``clocks``."""
+    for other in range(s.CLOCKS):
+        worker.known[warp, other] = max(worker.known[warp, other], clocks[other])
 
 
 @inlined
@@ -114,7 +124,7 @@ def resolve(launch, worker, pc, warp, lane, space, address, size):
         if low + size > numbers[s.SHARED_BYTES]:
             code, extra = s.OUT_OF_BOUNDS, numbers[s.SHARED_BYTES]
     elif space == enc.LOCAL:
-        index = (warp * 32 + lane) * _local_stride(numbers) + low
+        index = (warp * 32 + lane) * numbers[s.LOCAL_STRIDE] + low
         if low + size > numbers[s.LOCAL_BYTES]:
             code, extra = s.OUT_OF_BOUNDS, numbers[s.LOCAL_BYTES]
     else:
@@ -259,7 +269,7 @@ def check_read(launch, worker, pc, warp, lane, space, index, size, flags):
         return True
     cta = worker.control[s.CTA]
     if space == enc.LOCAL:
-        stride = _local_stride(launch.numbers)
+        stride = launch.numbers[s.LOCAL_STRIDE]
         for i in range(index, index + size):
             if worker.linit[i] == 0:
                 fail(worker.error, s.UNWRITTEN, pc, cta, warp, lane, i % stride, space, 0, 0)

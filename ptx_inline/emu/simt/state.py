@@ -13,8 +13,9 @@ from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.simt.handle import handle_type
 
 # Columns of Launch.numbers.
-(GRID_X, GRID_Y, GRID_Z, BLOCK_X, BLOCK_Y, BLOCK_Z, THREADS, WARPS, SHARED_BYTES, STATIC_SHARED, LOCAL_BYTES, PARAM_START,
- PARAM_BYTES, ROWS, LIMIT, SHARES_GLOBAL) = range(16)  # fmt: skip
+(GRID_X, GRID_Y, GRID_Z, BLOCK_X, BLOCK_Y, BLOCK_Z, THREADS, WARPS, SHARED_BYTES, STATIC_SHARED, LOCAL_BYTES,
+ LOCAL_STRIDE, PARAM_START, PARAM_BYTES, ROWS, LIMIT, SHARES_GLOBAL) = range(17)  # fmt: skip
+NUMBERS = SHARES_GLOBAL + 1
 # Columns of Launch.segments.
 SEGMENT_START, SEGMENT_SIZE = range(2)
 # Columns of Launch.sync: when a CTA first released and last acquired, the time (row 0 only), its warps' released clocks.
@@ -167,22 +168,17 @@ def views(size: int) -> tuple[np.ndarray, ...]:
     return words.view(np.uint8), words.view(np.uint16), words.view(np.uint32), words
 
 
-def local_stride(size: int) -> int:
-    """Distance between two threads' local memories of ``size`` bytes."""
-    return -(-size // 16) * 16
-
-
 def make_worker(launch: Launch) -> Worker:
     """Arrays for one CTA of a launch."""
     numbers = launch.numbers
     warps, rows, shared = (int(numbers[column]) for column in (WARPS, ROWS, SHARED_BYTES))
-    local = int(numbers[THREADS]) * local_stride(int(numbers[LOCAL_BYTES]))
+    local = int(numbers[THREADS]) * int(numbers[LOCAL_STRIDE])
     code = launch.code
     copies = MAX_COPIES if np.any(code[:, enc.KIND] == enc.CP_ASYNC) else 1
     bulks = MAX_BULKS if np.any(code[:, enc.KIND] == enc.BULK_COPY) else 1
     return Worker(
         np.zeros(warps * rows * 32, np.uint64),
-        np.zeros((warps, 8), np.int64),
+        np.zeros((warps, SPINS + 1), np.int64),
         np.zeros((warps, 32), np.int64),
         *views(shared),
         np.zeros(max(shared, 1), np.uint64),
@@ -192,17 +188,17 @@ def make_worker(launch: Launch) -> Worker:
         np.zeros(max(local, 1), np.uint8),
         np.ones(CLOCKS, np.int64),
         np.zeros((CLOCKS, CLOCKS), np.int64),
-        np.zeros((NAMED_BARRIERS, 5), np.int64),
+        np.zeros((NAMED_BARRIERS, BARRIER_VALUE + 1), np.int64),
         np.zeros((NAMED_BARRIERS, CLOCKS), np.int64),
-        np.zeros((MAX_MBARRIERS, 5), np.int64),
+        np.zeros((MAX_MBARRIERS, MB_PHASE + 1), np.int64),
         np.zeros((MAX_MBARRIERS, CLOCKS), np.int64),
         np.zeros((MAX_MBARRIERS, CLOCKS), np.int64),
-        np.zeros((warps, copies, 7), np.int64),
-        np.zeros((warps, 2 * 32), np.int64),
-        np.zeros((bulks, 9), np.int64),
-        np.zeros((len(code), 5), np.int64),
-        np.zeros(9, np.int64),
-        np.zeros(9, np.int64),
+        np.zeros((warps, copies, COPY_PC + 1), np.int64),
+        np.zeros((warps, 2 * BULK_GROUPS), np.int64),
+        np.zeros((bulks, BULK_PC + 1), np.int64),
+        np.zeros((len(code), IDEAL + 1), np.int64),
+        np.zeros(ERROR_OTHER + 1, np.int64),
+        np.zeros(STOPPED_MASK + 1, np.int64),
         np.zeros(32, np.int64),
         np.zeros((6, 32, 4), np.uint32),
         np.zeros((32, 16), np.uint8),
