@@ -71,14 +71,21 @@ class Machine:
         """Memory that nobody has written: a kernel that reads it fails, and so does a launch that leaves part of it so."""
         return EmulatedArray(self, tuple(shape), dtype, None)
 
-    def launch(self, kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence[Any]) -> None:
-        """Run a kernel to its end; arrays are changed in place.
+    def launch(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: Sequence[Any],
+        smem_bytes: int = 0,
+    ) -> None:
+        """Run a kernel to its end, with ``smem_bytes`` of dynamic shared memory; arrays are changed in place.
 
         Raises what :func:`ptx_inline.emu.emulate` raises, ``ValueError`` for an array of another machine, and
         ``RuntimeError`` where an array that was empty before has bytes that the kernel did not write.
         """
         arrays = self._check(arguments)
-        left = self._run(kernel, grid, block, arguments, arrays)
+        left = self._run(kernel, grid, block, arguments, arrays, smem_bytes)
         for position, count in left.items():
             if count:
                 raise RuntimeError(f"{kernel.name} left {count} bytes of argument {position} unwritten")
@@ -90,7 +97,7 @@ class Machine:
                 raise ValueError(f"argument {position} must lie on the machine of those before it, got another machine")
         return arrays
 
-    def _run(self, kernel, grid, block, arguments, arrays: dict[int, EmulatedArray]) -> dict[int, int]:
+    def _run(self, kernel, grid, block, arguments, arrays: dict[int, EmulatedArray], smem_bytes: int) -> dict[int, int]:
         """Emulate; bytes that were left unwritten of each argument that was empty."""
         from ptx_inline.emu import Output, emulate
 
@@ -100,7 +107,7 @@ class Machine:
             for array in arrays.values()
         }
         passed = [memory[id(item)] if i in arrays else item for i, item in enumerate(arguments)]
-        emulation = emulate(kernel, grid, block, passed, self.arch)
+        emulation = emulate(kernel, grid, block, passed, self.arch, smem_bytes=smem_bytes)
         for position, array in arrays.items():
             array.write(emulation.outputs[position])
         return emulation.unwritten

@@ -21,12 +21,15 @@ def runs_kernels(array: object) -> bool:
     return isinstance(array, EmulatedArray) or is_gpu_array(array)
 
 
-def launch(kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple) -> None:
-    """Queue a launch on the GPU, or run the kernel on the emulated machine: wherever ``arguments[0]``, an array, lies."""
+def launch(
+    kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple, smem_bytes: int = 0
+) -> None:
+    """Queue a launch on the GPU, or run the kernel on the emulated machine: wherever ``arguments[0]``, an array, lies.
+    ``smem_bytes``: dynamic shared memory."""
     if isinstance(arguments[0], EmulatedArray):
-        arguments[0].machine.launch(kernel, grid, block, arguments)
+        arguments[0].machine.launch(kernel, grid, block, arguments, smem_bytes)
     else:
-        kernel.launch(grid, block, arguments)
+        kernel.launch(grid, block, arguments, smem_bytes=smem_bytes)
 
 
 def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:

@@ -1,136 +1,101 @@
-"""Forward attention on NVFP4 operands, P in f16: the tiles, the online softmax and both matrix products of one CTA.
+"""Forward attention: tiles, online softmax and both matrix products of one CTA, for every recipe that kernels take.
 
-    S = (Q K^T [+ delta]) softmax_scale,  O = softmax(S) V,  LSE = log sum exp(S) [+ shift]
+    S = (Q K^T [+ corrections]) softmax_scale,  O = softmax(S) V,  LSE = log sum exp(S) [+ shift]
 
-CTA: 4 warps, TILE_M = 64 queries of one head; warp w has queries [16 w, 16 w + 16) and all TILE_N = 64 keys of a tile.
+CTA: 4 warps, 64 queries of one head; warp w has queries [16 w, 16 w + 16) and all 64 keys of a tile. Tiles come in
+ascending order, in up to four runs: 16 bits (sinks), NVFP4, 16 bits (diagonal), NVFP4.
 
 ==============  ====================================================================================================
-Q codes, sfq    gmem -> registers once, as A fragments of m16n8k64
-K codes, sfk    gmem -> smem by ``cp.async``, two stages, ``ldmatrix`` into B fragments (row pitch + 16 bytes: no bank
-                conflict). Rows are stored permuted within each 32 tokens: stored row ``8 t + 2 q + e`` is token
-                ``8 q + 2 t + e`` (:func:`stored_order`), so that lane q of a quad gets, over four n tiles, the scores
-                of tokens 8 q .. 8 q + 7: the eight that its fragments of P and V hold. No shuffle feeds P.
-V codes, sfv    transposed, (head_dim, tokens), 16-blocks along tokens; smem row pitch 48 bytes, read as words of eight
-                tokens, dequantised exactly to f16 in registers
-P               exp2 in f32, rounded to f16, A fragments of four ``mma.m16n8k16`` a tile (k slots in the order above)
-acc_S, acc_O    f32; acc_S starts from ``delta``, the Q-smoothing correction of the query block, where there is one
+NVFP4 tile      codes and scales by ``cp.async`` to shared memory (:mod:`tile_codes`). ``blockscale``: two stages, the
+                MMA reads codes (:mod:`tile_blockscale`). ``dequant``: one stage, which the CTA widens to f16 in shared
+                memory, then ``ldmatrix`` and ``mma.m16n8k16`` (:mod:`tile_dequant`, :mod:`tile_16bit`)
+16-bit tile     rows of k16 and v16 by ``cp.async``, ``ldmatrix``, ``mma.m16n8k16`` in the call's format
+acc_S, acc_O    f32 registers; acc_S starts from ``delta`` (NVFP4 tile, Q smoothing) or ``-shift`` (16-bit tile, K smoothing)
+P               f32 to f16 (or bf16 in 16-bit tiles), or to NVFP4 after a factor of 448*6; no shuffle moves P
 ==============  ====================================================================================================
 
-smem: two stages of 64 (32 k_steps + 16) + 48 head_dim + 256 k_steps + 4 head_dim bytes: 23 KiB at head_dim 128.
-``blockscale`` needs sm_120a, ``dequant`` sm_80; the source is the same, only the MMA of :mod:`nbfmha.kernels.mma` differs.
-Not here: P in NVFP4, 16-bit windows, packed sequences.
+smem, dynamic: 64 rows of Q in 16 bits (``dequant`` or windows), then the larger of what the two kinds of tile need; see
+``shared_bytes``. ``blockscale`` needs sm_120a, ``dequant`` sm_80: one source, the tile functions differ.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import math
 from typing import Any
 
-import numpy as np
-
 from nbfmha import gpu_arrays
-from nbfmha.kernels.mma import make_mma
+from nbfmha.kernels.operands import Operands
+from nbfmha.kernels.tile_16bit import THREADS, TRANSPOSED_PITCH, row_pitch
+from nbfmha.kernels.tile_codes import Stage
 from nbfmha.problem import Problem
-from nbfmha.validation import check_choice, message
-from ptx_inline.toolchain import Kernel
+from nbfmha.recipe import P_SCALE, TILE_N, Recipe
+from nbfmha.tiles import TILE_M, View, padded_tokens
+from nbfmha.validation import message
+from ptx_inline.isa.shared_memory import shared_limit
+from ptx_inline.toolchain import Kernel, Target
 
-TILE_M = 64
-TILE_N = 64
-THREADS = 128
-HEAD_DIMS = (64, 128)
-OUT_DTYPES = ("float16", "bfloat16", "float32")
+HEAD_DIMS = (64, 96, 128, 256)
+DTYPES = ("float16", "bfloat16", "float32")
+IMPLEMENTATIONS = ("blockscale", "dequant")
 NO_LIMIT = 1 << 30  # of a window's side
-_V_PITCH = TILE_N // 2 + 16
 
 
-@dataclass(frozen=True)
-class Operands:
-    """What the kernel reads: arrays that kernels can reach, C-contiguous, codes 16-byte aligned, scales linear.
+def make_prefill(
+    implementation: str, head_dim: int, dtype: str, quantized: bool, windows: bool, pv: str, rounded: bool, general: bool
+):
+    """Kernel ``prefill(out, ...)``: arguments as ``SIGNATURE`` lists them.
 
-    heads_q, heads_kv count the heads of all batches. ``padded_k`` is seqlen_k rounded up to whole tiles of 64; what lies
-    past the last key must be zero.
-
-    q, sfq       uint8 (heads_q, seqlen_q, head_dim / 2) and (heads_q, seqlen_q, head_dim / 16)
-    k, sfk       uint8 (heads_kv, padded_k, head_dim / 2) and (..., head_dim / 16), tokens in ``stored_order`` within a tile
-    vt, sfv      uint8 (heads_kv, head_dim, padded_k / 2) and (heads_kv, head_dim, padded_k / 16): V transposed
-    delta        float32 (heads_q, ceil(seqlen_q / 64), padded_k), added to the scores of each block of 64 queries, or None
-    shift        float32 (heads_q, seqlen_q), added to every score of a row: to the LSE, or before a softcap; or None
-    sinks        float32 (heads_q,), a logit that joins the denominator, or None
+    dtype: of the call. quantized, windows: whether there are NVFP4 tiles, 16-bit tiles. pv, rounded: the recipe's. general:
+    scores need more than one positive factor (softcap, or softmax_scale <= 0).
     """
-
-    q: Any
-    sfq: Any
-    k: Any
-    sfk: Any
-    vt: Any
-    sfv: Any
-    delta: Any = None
-    shift: Any = None
-    sinks: Any = None
-
-
-def stored_order() -> np.ndarray:
-    """int (64,): the token of a tile that each of K's stored rows holds."""
-    row = np.arange(TILE_N)
-    inside = row % 32
-    return row - inside + inside % 8 // 2 * 8 + inside // 8 * 2 + inside % 2
-
-
-def make_prefill(implementation: str, head_dim: int, out_dtype: str, softcap: bool):
-    """Kernel ``prefill(q, sfq, k, sfk, vt, sfv, delta, shift, sinks, out, lse, has_delta, has_shift, has_sinks, seqlen_q,
-    seqlen_k, padded_k, q_offset, window_left, window_right, qhead_per_kvhead, m_tiles, softmax_scale, softcap)``."""
+    import numpy as np
     from numba import cuda
     from numba.core import types
 
+    from nbfmha.kernels import softmax, tile_16bit, tile_blockscale, tile_codes, tile_dequant
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi = dev.ffi
-    qk_mma = make_mma(implementation)
-    pv_mma, ldmatrix_x4, to_shared = dev.mma_m16n8k16_f16, dev.ldmatrix_x4, dev.cvta_to_shared_u32
-    cp_async_16, cp_async_4, commit = dev.cp_async_cg_16, dev.cp_async_ca_4, dev.cp_async_commit_group
-    wait_all, load_u32, load_shared = dev.cp_async_wait_group_0, dev.ld_global_nc_u32, dev.ld_shared_u32
-    f16x2_e2m1x2, f16x2_e4m3x2, mul_f16x2 = dev.cvt_rn_f16x2_e2m1x2, dev.cvt_rn_f16x2_e4m3x2, dev.mul_rn_f16x2
-    ex2, lg2, bfly, pack_f16 = dev.ex2_approx_ftz_f32, dev.lg2_approx_f32, dev.shfl_sync_bfly_f32, dev.cvt_rn_f16x2_f32
-    max_f32, fma, to_bf16, to_f16 = dev.max_f32, dev.fma_rn_f32, dev.cvt_rn_bf16_f32, dev.cvt_rn_f16_f32
+    commit, wait_0, wait_1 = dev.cp_async_commit_group, dev.cp_async_wait_group_0, dev.cp_async_wait_group_1
+    ex2, lg2, bfly, max_f32, fma = (
+        dev.ex2_approx_ftz_f32,
+        dev.lg2_approx_f32,
+        dev.shfl_sync_bfly_f32,
+        dev.max_f32,
+        dev.fma_rn_f32,
+    )
+    pack = dev.cvt_rn_bf16x2_f32 if dtype == "bfloat16" else dev.cvt_rn_f16x2_f32
+    to_shared = dev.cvta_to_shared_u32
 
-    k_steps = head_dim // 64
-    k_pitch = 32 * k_steps + 16
-    k_bytes, v_bytes = TILE_N * k_pitch, head_dim * _V_PITCH
-    sfk_bytes, sfv_bytes = TILE_N * 4 * k_steps, head_dim * 4
-    stage_bytes = k_bytes + v_bytes + sfk_bytes + sfv_bytes
-    smem_words, scale_words = 2 * stage_bytes // 4, (k_steps + 1) // 2
-    n_mmas, o_tiles = TILE_N // 8, head_dim // 8
+    blockscale, nvfp4_p = implementation == "blockscale", pv == "nvfp4"
+    k_steps, o_tiles, n_tiles = Stage(head_dim).k_steps, head_dim // 8, TILE_N // 8
+    scale_words, all_tiles = (k_steps + 1) // 2, o_tiles + rounded
+    stage_bytes, q_bytes = Stage(head_dim).bytes, _q_bytes(implementation, head_dim, windows)
+    rows_bytes = TILE_N * row_pitch(head_dim)
+    bias = math.log2(P_SCALE) if nvfp4_p else 0.0
     log2e = 1.4426950408889634
+    sixteen = "bfloat16" if dtype == "bfloat16" else "float16"
 
-    @cuda.jit(device=True, forceinline=True)
-    def load_tile(smem, k, sfk, vt, sfv, kv_head, tile, padded_k, thread):
-        """Codes and scales of one tile of keys to a stage of shared memory; asynchronous."""
-        first = i64(kv_head) * i64(padded_k) + i64(tile) * i64(TILE_N)
-        for chunk in range(thread, TILE_N * 2 * k_steps, THREADS):
-            row, column = i32(chunk) // i32(2 * k_steps), i32(chunk) % i32(2 * k_steps)
-            offset = (first + i64(row)) * i64(32 * k_steps) + i64(column) * i64(16)
-            cp_async_16(smem + u32(row * i32(k_pitch) + column * i32(16)), k, offset, u32(16))
-        smem += u32(k_bytes)
-        v_row = i64(kv_head) * i64(head_dim)
-        for chunk in range(thread, head_dim * 2, THREADS):
-            row, column = i32(chunk) >> i32(1), i32(chunk) & i32(1)
-            offset = (v_row + i64(row)) * i64(padded_k // i32(2)) + i64(tile) * i64(32) + i64(column) * i64(16)
-            cp_async_16(smem + u32(row * i32(_V_PITCH) + column * i32(16)), vt, offset, u32(16))
-        smem += u32(v_bytes)
-        for word in range(thread, TILE_N * k_steps, THREADS):
-            cp_async_4(smem + u32(4 * word), sfk, first * i64(4 * k_steps) + i64(4 * word), u32(4))
-        smem += u32(sfk_bytes)
-        for row in range(thread, head_dim, THREADS):
-            offset = (v_row + i64(row)) * i64(padded_k // i32(16)) + i64(tile) * i64(4)
-            cp_async_4(smem + u32(4 * row), sfv, offset, u32(4))
-
-    @cuda.jit(device=True, forceinline=True)
-    def quad_max(x):
-        x = max_f32(x, bfly(x, u32(1)))
-        return max_f32(x, bfly(x, u32(2)))
+    load_rows, qk_16 = tile_16bit.make_load_rows(head_dim), tile_16bit.make_qk(head_dim, sixteen)
+    pv_16 = tile_16bit.make_pv(head_dim, sixteen, False, rounded)
+    load_codes = tile_codes.make_load_codes(head_dim)
+    load_q, qk_codes = tile_blockscale.make_load_q(head_dim), tile_blockscale.make_qk(head_dim)
+    if nvfp4_p:
+        pv_codes = tile_blockscale.make_pv_nvfp4(head_dim, rounded)
+    else:
+        pv_codes = tile_blockscale.make_pv_f16(head_dim)
+    widen_q, widen_kv = tile_dequant.make_widen_q(head_dim), tile_dequant.make_widen_kv(head_dim)
+    qk_wide = tile_16bit.make_qk(head_dim, "float16")
+    pv_wide = tile_16bit.make_pv(head_dim, "float16", True, rounded)
+    quantize_p = tile_dequant.make_quantize_p()
+    order = "stored" if blockscale else "widened"
+    step_16, step_4 = softmax.make_step(all_tiles, "rows", bias), softmax.make_step(all_tiles, order, bias)
+    lane_tokens_16, lane_tokens_4 = softmax.TOKENS["rows"][1], softmax.TOKENS[order][1]
+    places = tuple(tuple(softmax.TOKENS[order][0](t, e) for e in range(2)) for t in range(n_tiles))
+    general_scores = softmax.make_general_scores()
 
     @cuda.jit(device=True, forceinline=True)
     def quad_sum(x):
@@ -139,260 +104,312 @@ def make_prefill(implementation: str, head_dim: int, out_dtype: str, softcap: bo
 
     @unrolled
     def prefill(
-        q, sfq, k, sfk, vt, sfv, delta, shift, sinks, out, lse, has_delta, has_shift, has_sinks, seqlen_q, seqlen_k,
-        padded_k, q_offset, window_left, window_right, qhead_per_kvhead, m_tiles, softmax_scale, cap,
+        out, lse, q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta, shift, sinks, blocks, has_lse, has_delta, has_shift,
+        has_sinks, out_b, out_h, out_t, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, seqlen_q, padded, n_blocks, n_means,
+        num_heads_q, qhead_per_kvhead, window_left, window_right, sink_tiles, diagonal_tiles, phases, softmax_scale, cap,
     ):  # fmt: skip
-        stages = cuda.shared.array(smem_words, u32)
-        smem = to_shared(ffi.from_buffer(stages))
+        smem = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
+        pool = smem + u32(q_bytes)
         thread = i32(cuda.threadIdx.x)
         lane, warp = thread & i32(31), thread >> i32(5)
         group_id, thread_in_group = lane >> i32(2), lane & i32(3)
-        tile_id = i32(cuda.blockIdx.x)
-        m_tile, head = tile_id % m_tiles, tile_id // m_tiles
+        cta = i32(cuda.blockIdx.x)
+        head = cta // n_blocks
+        block = n_blocks - i32(1) - cta % n_blocks  # causal: the longest rows of a head first
         kv_head = head // qhead_per_kvhead
-        first_m = m_tile * i32(TILE_M)
-        last_m = min(first_m + i32(TILE_M), seqlen_q) - i32(1)
-        begin = max(first_m + q_offset - window_left, i32(0)) // i32(TILE_N)
-        end = (min(last_m + q_offset + window_right + i32(1), seqlen_k) + i32(TILE_N - 1)) // i32(TILE_N)
-        row_low = first_m + warp * i32(16) + group_id
-        q_row = i64(head) * i64(seqlen_q)
+        batch = head // num_heads_q
+        head_q, head_kv = head % num_heads_q, kv_head % (num_heads_q // qhead_per_kvhead)
+        first_row, stop_row = blocks[8 * block], blocks[8 * block + 1]
+        position, k_source, k_padded = blocks[8 * block + 2], blocks[8 * block + 3], blocks[8 * block + 4]
+        seqlen_k, mean_block = blocks[8 * block + 5], blocks[8 * block + 6]
+        rows = stop_row - first_row
+        row_low = warp * i32(16) + group_id
+        q_row = i64(head) * i64(seqlen_q) + i64(first_row)
 
-        a = cuda.local.array((k_steps, 4), u32)
-        for k_step in unroll(k_steps):
-            for r in unroll(4):
-                row = i32(row_low + i32(8 * (r & 1)))
-                a[k_step, r] = u32(0)
-                if row < seqlen_q:
-                    word = i64(thread_in_group) * i64(4) + i64(32 * k_step + 16 * (r >> 1))
-                    a[k_step, r] = load_u32(q, (q_row + i64(row)) * i64(32 * k_steps) + word)
-        # lanes 0, 1 of a quad supply the scales of rows g, g + 8 of an even k step, lanes 2, 3 those of the odd one
-        sfa = cuda.local.array(scale_words, u32)
-        scale_row = row_low + i32(8) * (thread_in_group & i32(1))
-        for pair in unroll(scale_words):
-            step = i32(2 * pair) + (thread_in_group >> i32(1))
-            sfa[pair] = u32(0)
-            if scale_row < seqlen_q and step < i32(k_steps):
-                sfa[pair] = load_u32(sfq, (q_row + i64(scale_row)) * i64(4 * k_steps) + i64(step) * i64(4))
+        # tiles [begin, stop_sinks) in 16 bits, [.., diagonal) in NVFP4, [diagonal, end_diagonal) in 16 bits, the rest NVFP4
+        last = position + rows - i32(1)
+        begin = max(position - window_left, i32(0)) >> i32(6)
+        end = max((min(last + window_right + i32(1), seqlen_k) + i32(TILE_N - 1)) >> i32(6), begin)
+        stop_sinks = max(min(sink_tiles, end), begin)
+        diagonal, end_diagonal = end, end
+        if diagonal_tiles >= i32(0):
+            diagonal = max(min((position >> i32(6)) - diagonal_tiles, end), stop_sinks)
+            end_diagonal = max(min((last >> i32(6)) + diagonal_tiles + i32(1), end), diagonal)
+        if not quantized:
+            stop_sinks, diagonal, end_diagonal = end, end, end
+        # tiles from full_from up to full_to are seen by every row as a whole
+        full_from = max(last - window_left, i32(0))
+        full_to = min(position + window_right + i32(1), seqlen_k)
 
-        acc_o = cuda.local.array((o_tiles, 4), f32)
-        for t in unroll(o_tiles):
+        acc_o = cuda.local.array((all_tiles, 4), f32)
+        for t in unroll(all_tiles):
             for r in unroll(4):
                 acc_o[t, r] = f32(0)
         row_max = cuda.local.array(2, f32)
         row_sum = cuda.local.array(2, f32)
         key_first = cuda.local.array(2, i32)
         key_stop = cuda.local.array(2, i32)
+        low = cuda.local.array(2, i32)
+        high = cuda.local.array(2, i32)
         shifted = cuda.local.array(2, f32)
         for side in unroll(2):
-            position = row_low + i32(8 * side) + q_offset
-            key_first[side] = max(position - window_left, i32(0))
-            key_stop[side] = min(position + window_right + i32(1), seqlen_k)
+            row = row_low + i32(8 * side)
+            key_first[side] = max(position + row - window_left, i32(0))
+            key_stop[side] = min(position + row + window_right + i32(1), seqlen_k)
             row_max[side] = f32(-np.inf)
             row_sum[side] = f32(0)
             shifted[side] = f32(0)
-            if has_shift != i32(0) and row_low + i32(8 * side) < seqlen_q:
-                shifted[side] = shift[q_row + i64(row_low + i32(8 * side))]
+            if has_shift != i32(0) and row < rows:
+                shifted[side] = shift[q_row + i64(row)]
+        scale = f32(1) if general else softmax_scale * f32(log2e)
+        acc_s = cuda.local.array((n_tiles, 4), f32)
+        a = cuda.local.array((k_steps, 4), u32)
+        sfa = cuda.local.array(scale_words, u32)
+        if quantized and blockscale:
+            load_q(a, sfa, q, sfq, q_row, rows, row_low, thread_in_group)
 
-        acc_s = cuda.local.array((n_mmas, 4), f32)
-        b = cuda.local.array(4, u32)
-        sfb = cuda.local.array(2, u32)
-        p = cuda.local.array(4, u32)
-        v = cuda.local.array(2, u32)
-        if begin < end:
-            load_tile(smem, k, sfk, vt, sfv, kv_head, begin, padded_k, thread)
-        commit()
-        for tile in range(begin, end):
-            wait_all()
-            cuda.syncthreads()
-            stage = smem + u32((tile - begin) & i32(1)) * u32(stage_bytes)
-            if tile + i32(1) < end:
-                other = smem + u32((tile - begin + i32(1)) & i32(1)) * u32(stage_bytes)
-                load_tile(other, k, sfk, vt, sfv, kv_head, tile + i32(1), padded_k, thread)
-            commit()
-            first_n = tile * i32(TILE_N)
-
-            for t in unroll(n_mmas):
-                for r in unroll(4):
-                    acc_s[t, r] = f32(0)
-            if has_delta != i32(0):
-                base = (i64(head) * i64(m_tiles) + i64(m_tile)) * i64(padded_k) + i64(first_n)
-                for t in unroll(n_mmas):
-                    for e in unroll(2):
-                        token = i32(32 * (t >> 2) + 2 * (t & 3) + e) + i32(8) * thread_in_group
-                        value = delta[base + i64(token)]
-                        acc_s[t, e] = value
-                        acc_s[t, 2 + e] = value
-            sfk_smem = stage + u32(k_bytes + v_bytes)
-            for k_step in unroll(k_steps):
-                for j in unroll(2):
-                    row = i32(32 * j) + thread_in_group * i32(8) + group_id
-                    sfb[j] = load_shared(sfk_smem + u32(4 * k_steps) * u32(row) + u32(4 * k_step))
-                for pair in unroll(n_mmas // 2):
-                    b_row = i32(16 * pair) + (lane & i32(7)) + ((lane >> i32(4)) << i32(3))
-                    b_half = (lane >> i32(3)) & i32(1)
-                    address = stage + u32(b_row * i32(k_pitch) + i32(32 * k_step) + b_half * i32(16))
-                    ldmatrix_x4(ffi.from_buffer(b), address)
+        for phase in range(phases):
+            run_from, run_to = (begin, stop_sinks) if phase == 0 else (diagonal, end_diagonal)
+            if windows and run_from < run_to:
+                cuda.syncthreads()  # the other kind of tile is done with shared memory
+                q_first = (i64(batch) * q_b + i64(head_q) * q_h + i64(first_row) * q_t) * i64(2)
+                k_first = (i64(batch) * k_b + i64(head_kv) * k_h + i64(k_source) * k_t) * i64(2)
+                v_first = (i64(batch) * v_b + i64(head_kv) * v_h + i64(k_source) * v_t) * i64(2)
+                k_smem, v_smem = pool, pool + u32(rows_bytes)
+                load_rows(smem, q16, q_first, q_t * i64(2), rows, thread)
+                k_tile = k_first + i64(run_from * i32(TILE_N)) * k_t * i64(2)
+                load_rows(k_smem, k16, k_tile, k_t * i64(2), seqlen_k - run_from * i32(TILE_N), thread)
+                commit()
+                for tile in range(run_from, run_to):
+                    first_n = i32(tile) * i32(TILE_N)
+                    wait_0()
+                    cuda.syncthreads()  # K is there, and nobody reads the V before
+                    v_tile = v_first + i64(first_n) * v_t * i64(2)
+                    load_rows(v_smem, v16, v_tile, v_t * i64(2), seqlen_k - first_n, thread)
+                    commit()
+                    for t in unroll(n_tiles):
+                        for r in unroll(4):
+                            acc_s[t, r] = -shifted[r // 2]
+                    qk_16(acc_s, smem, k_smem, lane, warp)
+                    if general:
+                        general_scores(acc_s, shifted, softmax_scale, cap)
+                    masked = first_n < full_from or first_n + i32(TILE_N) > full_to
                     for side in unroll(2):
-                        t = 2 * pair + side
-                        qk_mma(acc_s[t], a[k_step], b[2 * side :], sfa[k_step // 2], sfb[t // 4], k_step % 2, t % 4)
+                        low[side] = key_first[side] - first_n - i32(lane_tokens_16) * thread_in_group
+                        high[side] = key_stop[side] - first_n - i32(lane_tokens_16) * thread_in_group
+                    step_16(acc_s, acc_o, row_max, row_sum, low, high, masked, scale)
+                    wait_0()
+                    cuda.syncthreads()  # V is there, and nobody reads this K any more
+                    if tile + i32(1) < run_to:
+                        k_tile = k_first + i64(first_n + i32(TILE_N)) * k_t * i64(2)
+                        load_rows(k_smem, k16, k_tile, k_t * i64(2), seqlen_k - first_n - i32(TILE_N), thread)
+                    commit()
+                    pv_16(acc_o, acc_s, v_smem, lane)
 
-            for side in unroll(2):
-                largest = f32(-np.inf)
-                for t in unroll(n_mmas):
-                    for e in unroll(2):
-                        token = first_n + i32(32 * (t >> 2) + 2 * (t & 3) + e) + i32(8) * thread_in_group
-                        if softcap:
-                            x = (acc_s[t, 2 * side + e] + shifted[side]) * softmax_scale / cap
-                            tanh = f32(1) - f32(2) / (f32(1) + ex2(x * f32(2 * log2e)))
-                            s = cap * tanh * f32(log2e)
-                        else:
-                            s = acc_s[t, 2 * side + e] * (softmax_scale * f32(log2e))
-                        if token < key_first[side] or token >= key_stop[side]:
-                            s = f32(-np.inf)
-                        acc_s[t, 2 * side + e] = s
-                        largest = max_f32(largest, s)
-                largest = max_f32(row_max[side], quad_max(largest))
-                origin = largest if largest > f32(-np.inf) else f32(0)
-                rescale = ex2(row_max[side] - origin)
-                row_max[side] = largest
-                total = f32(0)
-                for t in unroll(n_mmas):
-                    for e in unroll(2):
-                        weight = ex2(acc_s[t, 2 * side + e] - origin)
-                        acc_s[t, 2 * side + e] = weight
-                        total += weight
-                row_sum[side] = fma(row_sum[side], rescale, total)
-                for t in unroll(o_tiles):
-                    for e in unroll(2):
-                        acc_o[t, 2 * side + e] = acc_o[t, 2 * side + e] * rescale
+            run_from, run_to = (stop_sinks, diagonal) if phase == 0 else (end_diagonal, end)
+            if quantized and run_from < run_to:
+                cuda.syncthreads()
+                load_codes(pool, k, sfk, vt, sfv, kv_head, k_padded + run_from * i32(TILE_N), padded, thread)
+                commit()
+                if not blockscale:
+                    widen_q(smem, q, sfq, q_row, rows, thread)
+                for tile in range(run_from, run_to):
+                    first_n = i32(tile) * i32(TILE_N)
+                    stage = pool
+                    if blockscale:
+                        stage = pool + u32((i32(tile) - run_from) & i32(1)) * u32(stage_bytes)
+                    wait_0()
+                    cuda.syncthreads()  # this tile's codes are there, and nobody reads the tile before
+                    if blockscale:
+                        other = pool + u32((i32(tile) - run_from + i32(1)) & i32(1)) * u32(stage_bytes)
+                    else:
+                        widen_kv(stage, pool + u32(stage_bytes), pool + u32(stage_bytes + rows_bytes), thread)
+                        cuda.syncthreads()  # f16 is there, the codes are used up
+                        other = pool
+                    if tile + i32(1) < run_to:
+                        load_codes(other, k, sfk, vt, sfv, kv_head, k_padded + first_n + i32(TILE_N), padded, thread)
+                    commit()
 
-            v_smem = stage + u32(k_bytes)
-            sfv_smem = stage + u32(k_bytes + v_bytes + sfk_bytes)
-            for half in unroll(2):
-                for t in unroll(o_tiles):
-                    row = i32(8 * t) + group_id
-                    codes = load_shared(
-                        v_smem + u32(row * i32(_V_PITCH)) + u32(16 * half) + u32(4) * u32(thread_in_group)
-                    )
-                    scales = load_shared(sfv_smem + u32(4) * u32(row))
-                    byte = (scales >> (u32(16 * half) + u32(8) * u32(thread_in_group >> i32(1)))) & u32(0xFF)
-                    scale = f16x2_e4m3x2(byte | (byte << u32(8)))
-                    for step in unroll(2):
-                        for i in unroll(2):
-                            v[i] = mul_f16x2(
-                                f16x2_e2m1x2((codes >> u32(16 * step + 8 * i)) & u32(0xFF)), scale
-                            )
-                            n = 4 * half + 2 * step + i
-                            p[2 * i] = pack_f16(acc_s[n, 1], acc_s[n, 0])
-                            p[2 * i + 1] = pack_f16(acc_s[n, 3], acc_s[n, 2])
-                        pv_mma(
-                            ffi.from_buffer(acc_o[t]), ffi.from_buffer(p), ffi.from_buffer(v), ffi.from_buffer(acc_o[t])
-                        )
+                    for t in unroll(n_tiles):
+                        for r in unroll(4):
+                            acc_s[t, r] = f32(0)
+                    if has_delta != i32(0):
+                        base = (i64(head) * i64(n_means) + i64(mean_block)) * i64(padded) + i64(k_padded + first_n)
+                        base += i64(i32(lane_tokens_4) * thread_in_group)
+                        for t in unroll(n_tiles):
+                            for e in unroll(2):
+                                value = delta[base + i64(places[t][e])]
+                                acc_s[t, e] = value
+                                acc_s[t, 2 + e] = value
+                    if blockscale:
+                        qk_codes(acc_s, a, sfa, stage, lane)
+                    else:
+                        qk_wide(acc_s, smem, pool + u32(stage_bytes), lane, warp)
+                    if general:
+                        general_scores(acc_s, shifted, softmax_scale, cap)
+                    masked = first_n < full_from or first_n + i32(TILE_N) > full_to
+                    for side in unroll(2):
+                        low[side] = key_first[side] - first_n - i32(lane_tokens_4) * thread_in_group
+                        high[side] = key_stop[side] - first_n - i32(lane_tokens_4) * thread_in_group
+                    step_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale)
+                    if blockscale:
+                        pv_codes(acc_o, acc_s, stage, lane)
+                    else:
+                        if nvfp4_p:
+                            quantize_p(acc_s)
+                        pv_wide(acc_o, acc_s, pool + u32(stage_bytes + rows_bytes), lane)
 
         for side in unroll(2):
             row = i32(row_low + i32(8 * side))
-            total = quad_sum(row_sum[side])
+            total = acc_o[all_tiles - 1, 2 * side] if rounded else quad_sum(row_sum[side])
             origin = row_max[side] if row_max[side] > f32(-np.inf) else f32(0)
-            log_sum = (origin + lg2(total)) * f32(1 / log2e) if total > f32(0) else f32(-np.inf)
-            if not softcap:  # shifted is zero without a shift
+            # a row that sees no key has no P but a sum of zero; a NaN goes its way
+            log_sum = f32(-np.inf) if total == f32(0) else (origin + lg2(total) - f32(bias)) * f32(1 / log2e)
+            if not general or cap == f32(0):  # with a softcap the shift is in the scores; zero without smoothing
                 log_sum = fma(shifted[side], softmax_scale, log_sum)
-            factor = f32(1) / total if total > f32(0) else f32(0)
+            factor = f32(0) if total == f32(0) else f32(1) / total
             if has_sinks != i32(0):
-                sink = sinks[head]
+                sink = sinks[head_q]
                 most = max_f32(log_sum, sink)
-                both = ex2((log_sum - most) * f32(log2e)) + ex2((sink - most) * f32(log2e))
-                with_sink = most + lg2(both) * f32(1 / log2e)
-                factor = factor * ex2((log_sum - with_sink) * f32(log2e))
-                log_sum = with_sink
-            if row < seqlen_q:
-                if thread_in_group == i32(0):
+                if most > f32(-np.inf):
+                    both = ex2((log_sum - most) * f32(log2e)) + ex2((sink - most) * f32(log2e))
+                    with_sink = most + lg2(both) * f32(1 / log2e)
+                    factor = factor * ex2((log_sum - with_sink) * f32(log2e))
+                    log_sum = with_sink
+            if row < rows:
+                if has_lse != i32(0) and thread_in_group == i32(0):
                     lse[q_row + i64(row)] = log_sum
-                at = (q_row + i64(row)) * i64(head_dim) + i64(2) * i64(thread_in_group)
+                at = i64(batch) * out_b + i64(head_q) * out_h + i64(first_row + row) * out_t + i64(2 * thread_in_group)
                 for t in unroll(o_tiles):
-                    for e in unroll(2):
-                        value = acc_o[t, 2 * side + e] * factor
-                        if out_dtype == "float16":
-                            out[at + i64(8 * t + e)] = to_f16(value)
-                        elif out_dtype == "bfloat16":
-                            out[at + i64(8 * t + e)] = to_bf16(value)
-                        else:
-                            out[at + i64(8 * t + e)] = value
+                    even, odd = acc_o[t, 2 * side] * factor, acc_o[t, 2 * side + 1] * factor
+                    if dtype == "float32":
+                        out[at + i64(8 * t)] = even
+                        out[at + i64(8 * t + 1)] = odd
+                    else:
+                        out[(at >> i64(1)) + i64(4 * t)] = pack(odd, even)
 
     return prefill
 
 
+def _signature(dtype: str) -> tuple[str, ...]:
+    """Types of: out, lse; q, sfq, k, sfk, vt, sfv, q16, k16, v16; delta, shift, sinks; blocks; 4 flags; strides of out, q16,
+    k16, v16 in elements; seqlen_q ... phases; softmax_scale, cap."""
+    out = "f32*" if dtype == "float32" else "u32*"
+    return (out, "f32*", *("u8*",) * 9, *("f32*",) * 3, "i32*", *("i32",) * 4, *("i64",) * 12, *("i32",) * 11, "f32", "f32")
+
+
 @functools.cache
-def prefill_kernel(implementation: str, head_dim: int, out_dtype: str = "float16", softcap: bool = False) -> Kernel:
-    """The kernel for these constants. Raises ``ValueError`` for a head_dim or a name that it has not."""
-    if head_dim not in HEAD_DIMS:
-        raise ValueError(message("head_dim", f"one of {', '.join(map(str, HEAD_DIMS))}", head_dim, "pad the last axis"))
-    check_choice("out_dtype", out_dtype, OUT_DTYPES)
-    constants = {"implementation": implementation, "head_dim": head_dim, "out_dtype": out_dtype, "softcap": softcap}
-    out = "f32*" if out_dtype == "float32" else "u16*"
-    signature = (*("u8*",) * 6, *("f32*",) * 3, out, "f32*", *("i32",) * 11, "f32", "f32")
-    return Kernel(make_prefill, signature, constants, launch_bounds=(THREADS,))
+def prefill_kernel(
+    implementation: str,
+    head_dim: int,
+    dtype: str = "float16",
+    quantized: bool = True,
+    windows: bool = False,
+    pv: str = "f16",
+    rounded: bool = False,
+    general: bool = False,
+) -> Kernel:
+    """The kernel for these constants, see ``make_prefill``."""
+    constants = {
+        "implementation": implementation, "head_dim": head_dim, "dtype": dtype, "quantized": quantized, "windows": windows,
+        "pv": pv, "rounded": rounded, "general": general,
+    }  # fmt: skip
+    return Kernel(make_prefill, _signature(dtype), constants, launch_bounds=(THREADS,))
 
 
-def prefill(operands: Operands, problem: Problem, *, implementation: str, out_dtype: str = "float16") -> tuple[Any, Any]:
-    """One forward pass: out (heads_q, seqlen_q, head_dim) and the natural LSE, float32 (heads_q, seqlen_q).
+def kernel_for(problem: Problem, recipe: Recipe, implementation: str) -> Kernel:
+    """The kernel that runs ``problem`` by ``recipe``."""
+    return prefill_kernel(
+        implementation,
+        problem.head_dim,
+        problem.dtype,
+        recipe.is_quantized,
+        recipe.has_windows or not recipe.is_quantized,
+        recipe.pv,
+        recipe.row_sum == "rounded",
+        problem.softcap is not None or problem.softmax_scale <= 0,
+    )
 
-    Where the operands lie, and on the current stream there; ``out`` of an emulated machine is bit patterns (uint16) for
-    the 16-bit dtypes. A row that sees no key is 0 with lse = -inf, or the sink's logit.
+
+def _q_bytes(implementation: str, head_dim: int, windows: bool) -> int:
+    return TILE_M * row_pitch(head_dim) if windows or implementation == "dequant" else 0
+
+
+def shared_bytes(implementation: str, head_dim: int, quantized: bool, windows: bool) -> int:
+    """Dynamic shared memory of a CTA, in bytes."""
+    stage, rows = Stage(head_dim).bytes, TILE_N * row_pitch(head_dim)
+    codes = 2 * stage if implementation == "blockscale" else stage + rows + head_dim * TRANSPOSED_PITCH
+    return _q_bytes(implementation, head_dim, windows) + max(codes if quantized else 0, 2 * rows if windows else 0)
+
+
+def why_not(problem: Problem, recipe: Recipe, implementation: str, target: Target) -> str | None:
+    """Why ``implementation`` cannot run ``problem`` by ``recipe`` on ``target``, in words; None where it can."""
+    if implementation == "blockscale" and not target.has_block_scale_mma:
+        return f"the block-scale MMA needs sm_120a or sm_121a, this is {target}"
+    if problem.head_dim not in HEAD_DIMS:
+        return f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))}, got {problem.head_dim}; pad the last axis"
+    if problem.dtype not in DTYPES:
+        return f"dtype must be one of {', '.join(DTYPES)}, got {problem.dtype}"
+    if (recipe.qk == "nvfp4") != (recipe.v_format == "nvfp4"):
+        return f"kernels have qk and v_format both in NVFP4 or both in 16 bits, got {recipe.qk} and {recipe.v_format}"
+    if recipe.is_quantized and recipe.v_axis != "tokens":
+        return f"kernels have V's scales along tokens, got v_axis={recipe.v_axis!r}"
+    windows = recipe.has_windows or not recipe.is_quantized
+    needed = shared_bytes(implementation, problem.head_dim, recipe.is_quantized, windows)
+    if needed > shared_limit(target.name):
+        return f"needs {needed} bytes of shared memory a CTA, {target} has {shared_limit(target.name)}"
+    return None
+
+
+def prefill(
+    operands: Operands, problem: Problem, recipe: Recipe, *, implementation: str, out: View, lse: Any = None
+) -> None:
+    """One forward pass, queued where the operands lie, on the current stream there.
+
+    A row that sees no key becomes 0 with an LSE of -inf, or the sink's logit.
 
     Args:
-        operands: see :class:`Operands`. problem: its masks, softcap and softmax_scale; not packed.
-        implementation: ``"blockscale"`` (sm_120a) or ``"dequant"`` (sm_80). out_dtype: one of ``OUT_DTYPES``.
+        operands: what ``prepass.prepare`` made of this problem and recipe. implementation: "blockscale" or "dequant".
+        out: (batch, num_heads_q, seqlen_q, head_dim) of problem.dtype, filled; even strides, 4-byte aligned.
+        lse: float32 (batch * num_heads_q, seqlen_q), contiguous, filled with natural logarithms; or None.
 
-    Raises ``ValueError`` for a packed problem, sinks that the problem does not have or lacks, and shapes that do not fit.
+    Raises ``ValueError`` for more than 2^31 - 1 blocks of 64 queries.
     """
-    _check(operands, problem)
-    heads_q, heads_kv = problem.batch * problem.num_heads_q, problem.batch * problem.num_heads_kv
-    kernel = prefill_kernel(implementation, problem.head_dim, out_dtype, problem.softcap is not None)
-    emulated = out_dtype != "float32" and not gpu_arrays.is_gpu_array(operands.q)
-    out = gpu_arrays.empty(
-        operands.q, (heads_q, problem.seqlen_q, problem.head_dim), "uint16" if emulated else out_dtype
+    heads_q, n_blocks = problem.batch * problem.num_heads_q, operands.blocks.shape[0]
+    ctas = heads_q * n_blocks
+    if not ctas:
+        return
+    if ctas > 2**31 - 1:
+        raise ValueError(message("q", "small enough for 2^31 - 1 blocks of 64 queries", ctas, "split the batch"))
+    windows = recipe.has_windows or not recipe.is_quantized
+    views = (operands.q16, operands.k16, operands.v16)
+    codes = (operands.q, operands.sfq, operands.k, operands.sfk, operands.vt, operands.sfv)
+    optional = (operands.delta, operands.shift, operands.sinks)
+    left, right = (NO_LIMIT if side is None else min(side, NO_LIMIT) for side in problem.bounds)
+    diagonal = -1 if recipe.diagonal_tiles is None else min(recipe.diagonal_tiles, NO_LIMIT >> 6)
+    arguments = (
+        out.array,
+        *(0 if array is None else array for array in (lse, *codes)),
+        *(0 if view is None else view.array for view in views),
+        *(0 if array is None else array for array in optional),
+        operands.blocks,
+        *(int(array is not None) for array in (lse, *optional)),
+        *out.strides,
+        *(stride for view in views for stride in ((0, 0, 0) if view is None else view.strides)),
+        problem.seqlen_q,
+        padded_tokens(problem),
+        n_blocks,
+        1 if operands.delta is None else operands.delta.shape[1],
+        problem.num_heads_q,
+        problem.qhead_per_kvhead,
+        left,
+        right,
+        min(recipe.sink_tokens, NO_LIMIT) // TILE_N,
+        diagonal,
+        1 if diagonal < 0 else 2,
+        problem.softmax_scale,
+        problem.softcap or 0.0,
     )
-    lse = gpu_arrays.empty(operands.q, (heads_q, problem.seqlen_q), "float32")
-    m_tiles = -(-problem.seqlen_q // TILE_M)
-    if heads_q * m_tiles > 2**31 - 1:
-        raise ValueError(message("q", "small enough for 2^31 - 1 tiles of 64 queries", heads_q * m_tiles))
-    if m_tiles:
-        left, right = (NO_LIMIT if side is None else min(side, NO_LIMIT) for side in problem.bounds)
-        optional = operands.delta, operands.shift, operands.sinks
-        given = (0 if array is None else array for array in optional)
-        arrays = (operands.q, operands.sfq, operands.k, operands.sfk, operands.vt, operands.sfv, *given, out, lse)
-        flags = (int(array is not None) for array in optional)
-        numbers = (problem.seqlen_q, problem.seqlen_k, _padded_k(problem), problem.q_offset, left, right)
-        scale = problem.softmax_scale, problem.softcap or 0.0
-        arguments = (*arrays, *flags, *numbers, heads_q // heads_kv, m_tiles, *scale)
-        gpu_arrays.launch(kernel, (heads_q * m_tiles,), (THREADS,), arguments)
-    return out, lse
-
-
-def _padded_k(problem: Problem) -> int:
-    return -(-problem.seqlen_k // TILE_N) * TILE_N
-
-
-def _check(operands: Operands, problem: Problem) -> None:
-    if problem.is_packed:
-        raise ValueError(message("problem", "not packed", "packed sequences", "one call a sequence"))
-    if (operands.sinks is not None) != problem.has_sinks:
-        expected = "an array" if problem.has_sinks else "None"
-        got = "None" if problem.has_sinks else "an array"
-        raise ValueError(message("operands.sinks", f"{expected}, as problem.has_sinks says", got))
-    heads_q, heads_kv = problem.batch * problem.num_heads_q, problem.batch * problem.num_heads_kv
-    d, rows, tokens = problem.head_dim, problem.seqlen_q, _padded_k(problem)
-    shapes = {
-        "q": (heads_q, rows, d // 2), "sfq": (heads_q, rows, d // 16), "k": (heads_kv, tokens, d // 2),
-        "sfk": (heads_kv, tokens, d // 16), "vt": (heads_kv, d, tokens // 2), "sfv": (heads_kv, d, tokens // 16),
-        "delta": (heads_q, -(-rows // TILE_M), tokens), "shift": (heads_q, rows), "sinks": (heads_q,),
-    }  # fmt: skip
-    for name, expected in shapes.items():
-        array = getattr(operands, name)
-        if array is None:
-            continue
-        if tuple(array.shape) != expected:
-            raise ValueError(message(f"operands.{name}", f"of shape {expected}", tuple(array.shape)))
-        gpu_arrays.check_contiguous(f"operands.{name}", array)
-        if not gpu_arrays.is_aligned(array, 16 if name in ("k", "vt") else 4):
-            raise ValueError(message(f"operands.{name}", "aligned to 16 bytes (k, vt) or 4", "another", "copy it"))
+    smem_bytes = shared_bytes(implementation, problem.head_dim, recipe.is_quantized, windows)
+    kernel = kernel_for(problem, recipe, implementation)
+    gpu_arrays.launch(kernel, (ctas,), (THREADS,), arguments, smem_bytes)

@@ -22,13 +22,9 @@ from ptx_inline.emu.simt import core
 from ptx_inline.emu.simt import state as s
 from ptx_inline.emu.simt.handle import table
 from ptx_inline.emu.simt.mma import mma_table, stack_tables
+from ptx_inline.isa.shared_memory import shared_limit
 
 MAX_THREADS = 1024
-#: Shared memory that a CTA may have, by the part of the target's name before its suffix: PTX targets of compute
-#: capability 8.0, 8.7, 9.0 and 10.x have up to 163 or 227 KiB, the others 99 KiB (CUDA programming guide, "Compute
-#: Capabilities").
-SHARED_LIMITS = {"sm_80": 163, "sm_87": 163, "sm_90": 227, "sm_100": 227, "sm_103": 227, "sm_110": 227}
-_OTHER_SHARED_LIMIT = 99
 
 
 class Machine:
@@ -58,7 +54,7 @@ class Machine:
         _check_count("smem_bytes", smem_bytes, 0)
         _check_count("max_instructions", max_instructions, 1)
         shared = (program.dynamic_shared if smem_bytes else program.shared_bytes) + smem_bytes
-        limit = 1024 * SHARED_LIMITS.get(program.target.rstrip("af"), _OTHER_SHARED_LIMIT)
+        limit = shared_limit(program.target)
         if shared > limit:
             raise ValueError(f"shared memory must be at most {limit} bytes on {program.target}, got {shared}")
         self.program = program

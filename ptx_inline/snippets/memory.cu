@@ -64,6 +64,10 @@ extern "C" __device__ void st_shared_v2_u32(u32 address, u32 x, u32 y) {
   asm volatile("st.shared.v2.u32 [%0], {%1,%2};" ::"r"(address), "r"(x), "r"(y) : "memory");
 }
 
+extern "C" __device__ void st_shared_v4_u32(u32 address, u32 x, u32 y, u32 z, u32 w) {
+  asm volatile("st.shared.v4.u32 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(x), "r"(y), "r"(z), "r"(w) : "memory");
+}
+
 // Asynchronous copy of 16 bytes to shared memory, PTX ISA 7.0+, sm_80. Bytes past `src_bytes` (0..16) are zero-filled
 // and not read, which is how edges of a tensor are handled. `base + offset` in bytes.
 extern "C" __device__ void cp_async_cg_16(u32 smem_address, const unsigned char *base, i64 offset, u32 src_bytes) {

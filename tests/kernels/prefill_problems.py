@@ -2,83 +2,122 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 
-from nbfmha import nvfp4
-from nbfmha.kernels.prefill import TILE_M, TILE_N, Operands, prefill, stored_order
+from nbfmha import nvfp4, tiles
+from nbfmha.kernels.operands import Operands, stored_order
+from nbfmha.kernels.prefill import prefill
 from nbfmha.problem import Problem
-from nbfmha.recipe import Recipe
+from nbfmha.recipe import TILE_N, Recipe
 from nbfmha.recipe_model import forward, pre_pass
+from nbfmha.tiles import View
+
+PLAIN = Recipe(v_axis="tokens")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call: shapes, the options of ``Problem``, and which corrections the recipe makes."""
+    """One call: shapes, the options of ``Problem``, and its recipe."""
 
     head_dim: int = 64
     heads: tuple[int, int] = (1, 1)
     lengths: tuple[int, int] = (64, 64)
-    options: tuple = ()
-    smooth_k: bool = False
-    smooth_q: bool = False
-    sinks: bool = False
+    options: dict = field(default_factory=dict)
+    recipe: Recipe = PLAIN
+    dtype: str = "float16"
+    batch: int = 1
 
     def __str__(self) -> str:
-        flags = [name for name in ("smooth_k", "smooth_q", "sinks") if getattr(self, name)]
-        return " ".join([f"d{self.head_dim} {self.heads} {self.lengths}", *map(str, self.options), *flags])
+        changed = [
+            f"{name}={getattr(self.recipe, name)}"
+            for name in self.recipe.__dataclass_fields__
+            if getattr(self.recipe, name) != getattr(PLAIN, name)
+        ]
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        return " ".join([f"{self.dtype} d{self.head_dim} {self.heads} {self.lengths}", *options, *changed])
 
     def inputs(self, seed: int = 0):
-        """q, k, v float16 of one batch; keys have a mean that smoothing takes away."""
+        """q, k, v; keys have a mean that smoothing takes away."""
         rng = np.random.default_rng(seed)
         (heads_q, heads_kv), (seqlen_q, seqlen_k) = self.heads, self.lengths
-        q = rng.standard_normal((1, heads_q, seqlen_q, self.head_dim)) + 0.5
-        k = rng.standard_normal((1, heads_kv, seqlen_k, self.head_dim)) + rng.standard_normal(self.head_dim)
-        v = rng.standard_normal((1, heads_kv, seqlen_k, self.head_dim))
-        return [x.astype(np.float16) for x in (q, k, v)]
-
-    @property
-    def recipe(self) -> Recipe:
-        return Recipe(smooth_k=self.smooth_k, smooth_q=TILE_M if self.smooth_q else None, pv="f16", v_axis="tokens")
+        q = rng.standard_normal((self.batch, heads_q, seqlen_q, self.head_dim)) + 0.5
+        k = rng.standard_normal((self.batch, heads_kv, seqlen_k, self.head_dim)) + rng.standard_normal(self.head_dim)
+        v = rng.standard_normal((self.batch, heads_kv, seqlen_k, self.head_dim))
+        dtype = ml_dtypes.bfloat16 if self.dtype == "bfloat16" else self.dtype
+        return [x.astype(dtype) for x in (q, k, v)]
 
 
-def padded(x: np.ndarray, tokens: int) -> np.ndarray:
-    """(heads, tokens, channels) with zeros behind the last token."""
-    return np.pad(x, [(0, 0), (0, tokens - x.shape[1]), (0, 0)])
+def as_view(array, x: np.ndarray) -> View:
+    """The view of a contiguous array of x's shape (batch, heads, tokens, channels)."""
+    _, heads, tokens, channels = x.shape
+    return View(array, (heads * tokens * channels, tokens * channels, channels))
 
 
-def lay_out(made, v: np.ndarray, call: Call, sinks) -> dict[str, np.ndarray | None]:
-    """The fields of ``Operands`` as NumPy arrays, of what the pre-pass made (one batch)."""
-    (heads_q, heads_kv), (seqlen_q, seqlen_k) = call.heads, call.lengths
-    tokens = -(-seqlen_k // TILE_N) * TILE_N
-    d = call.head_dim
-    q16, q_mean = (x.reshape(heads_q, seqlen_q, d) for x in (made.q16, made.q_mean))
-    k_smooth = padded(made.k_smooth.reshape(heads_kv, seqlen_k, d), tokens)
-    order = (np.arange(0, tokens, TILE_N)[:, None] + stored_order()).reshape(-1)
-    q = nvfp4.quantize((q16 - q_mean).astype(np.float32))
-    k = nvfp4.quantize(k_smooth.astype(np.float32)[:, order])
-    v = nvfp4.quantize(padded(v.reshape(heads_kv, seqlen_k, d), tokens), axis="tokens")
-    group = heads_q // heads_kv
-    delta = q_mean[:, ::TILE_M] @ np.repeat(k_smooth, group, axis=0).swapaxes(-1, -2) if call.smooth_q else None
-    k_mean = np.repeat(made.k_mean.reshape(heads_kv, 1, d), group, axis=0)
-    shift = np.sum(q16 * k_mean, axis=-1) if call.smooth_k else None
-    arrays = {"delta": delta, "shift": shift, "sinks": sinks}
-    arrays = {name: None if x is None else np.ascontiguousarray(x, np.float32) for name, x in arrays.items()}
-    return {"q": q.codes, "sfq": q.scales, "k": k.codes, "sfk": k.scales, "vt": v.codes, "sfv": v.scales, **arrays}
+def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, to_device) -> Operands:
+    """``Operands`` of what the model's pre-pass made, sequence after sequence."""
+    batch, d = problem.batch, problem.head_dim
+    heads_q, heads_kv = batch * problem.num_heads_q, batch * problem.num_heads_kv
+    padded, code_dim, mean_size = tiles.padded_tokens(problem), -(-d // 64) * 64, recipe.smooth_q or 64
+    blocks, group = tiles.query_blocks(problem, mean_size), problem.qhead_per_kvhead
+    means = tiles.mean_blocks(problem, mean_size)
+    q_rest = np.zeros((heads_q, problem.seqlen_q, code_dim), np.float32)
+    k_rest = np.zeros((heads_kv, padded, code_dim), np.float32)
+    v_padded = np.zeros((heads_kv, padded, d), np.float32)
+    delta = np.zeros((heads_q, len(means), padded), np.float32)
+    shift = np.zeros((heads_q, problem.seqlen_q), np.float32)
+    at = 0
+    for index, ((queries, keys, _), x) in enumerate(zip(problem.sequences(), made, strict=True)):
+        length = keys.stop - keys.start
+        flat = lambda array, heads: array.reshape(heads, *array.shape[-2:])  # noqa: E731
+        q16, q_mean = flat(x.q16, heads_q), flat(x.q_mean, heads_q)
+        k_smooth = flat(x.k_smooth, heads_kv)
+        q_rest[:, queries, :d] = q16 - q_mean
+        k_rest[:, at : at + length, :d] = k_smooth
+        v_padded[:, at : at + length] = flat(x.v16, heads_kv)
+        shift[:, queries] = np.sum(q16 * np.repeat(flat(x.k_mean, heads_kv), group, axis=0), axis=-1)
+        for i, (first, _, sequence) in enumerate(means):
+            if sequence == index:
+                mean = q_mean[:, first - queries.start]
+                delta[:, i, at : at + length] = np.einsum("hc,htc->ht", mean, np.repeat(k_smooth, group, axis=0))
+        at += -(-length // TILE_N) * TILE_N
+    order = (np.arange(0, padded, TILE_N)[:, None] + stored_order()).reshape(-1)
+    codes = {}
+    if recipe.is_quantized:
+        q_codes = nvfp4.quantize(q_rest, scale=recipe.scale_q)
+        k_codes = nvfp4.quantize(np.ascontiguousarray(k_rest[:, order]), scale=recipe.scale_k)
+        v_codes = nvfp4.quantize(v_padded, axis="tokens", scale=recipe.scale_v)
+        codes = {"q": q_codes.codes, "sfq": q_codes.scales, "k": k_codes.codes, "sfk": k_codes.scales}
+        codes |= {"vt": v_codes.codes, "sfv": v_codes.scales}
+    sixteen = {}
+    if recipe.has_windows or not recipe.is_quantized:
+        kind = ml_dtypes.bfloat16 if problem.dtype == "bfloat16" else np.float16
+        for name, x in (("q16", q), ("k16", k), ("v16", v)):
+            sixteen[name] = as_view(to_device(x.astype(kind)), x)
+    present = {"delta": recipe.smooth_q, "shift": recipe.smooth_k, "sinks": sinks is not None}
+    extra = {"delta": delta, "shift": shift, "sinks": sinks}
+    names = ("q", "sfq", "k", "sfk", "vt", "sfv")
+    return Operands(
+        **{name: to_device(codes[name]) if codes else None for name in names},
+        **{name: sixteen.get(name) for name in ("q16", "k16", "v16")},
+        **{name: to_device(extra[name].astype(np.float32)) if present[name] else None for name in extra},
+        blocks=to_device(blocks),
+    )
 
 
-def run(to_device, to_host, implementation: str, call: Call, inputs=None, *, out_dtype="float32", sinks=None):
+def run(device, call: Call, inputs=None, *, sinks=None):
     """(out, lse) of the kernel and (out, lse) of the model on the same operands: float64, (heads_q, seqlen_q[, d])."""
     q, k, v = call.inputs() if inputs is None else inputs
-    problem = Problem.of(q, k, v, has_sinks=call.sinks, **dict(call.options))
-    if call.sinks and sinks is None:
-        sinks = np.random.default_rng(9).standard_normal(call.heads[0]).astype(np.float32)
-    (made,) = prepared = pre_pass(q, k, v, problem, call.recipe)
-    expected_out, expected_lse = forward(prepared, problem, call.recipe, v_dim=call.head_dim, sinks=sinks)
-    arrays = lay_out(made, v, call, sinks)
-    operands = Operands(**{name: None if x is None else to_device(x) for name, x in arrays.items()})
-    out, lse = prefill(operands, problem, implementation=implementation, out_dtype=out_dtype)
-    shape = (call.heads[0], call.lengths[0])
-    got = to_host(out, out_dtype).reshape(*shape, call.head_dim), to_host(lse, "float32").reshape(shape)
+    problem = Problem.of(q, k, v, has_sinks=sinks is not None, **call.options)
+    made = pre_pass(q, k, v, problem, call.recipe)
+    expected_out, expected_lse = forward(made, problem, call.recipe, v_dim=call.head_dim, sinks=sinks)
+    operands = lay_out(q, k, v, problem, call.recipe, made, sinks, device.to_device)
+    out = device.empty(q.shape, call.dtype)
+    heads_q = problem.batch * problem.num_heads_q
+    lse = device.empty((heads_q, problem.seqlen_q), "float32")
+    prefill(operands, problem, call.recipe, implementation=device.implementation, out=as_view(out, q), lse=lse)
+    shape = (heads_q, problem.seqlen_q)
+    got = device.to_host(out).reshape(*shape, call.head_dim), device.to_host(lse).reshape(shape)
     return *got, expected_out.reshape(*shape, call.head_dim), expected_lse.reshape(shape)

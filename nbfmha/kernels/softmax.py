@@ -1,0 +1,119 @@
+"""The online softmax of a warp's 16 queries over a tile of 64 keys, in the log2 domain (Milakov and Gimelshein, 2018).
+
+A lane holds rows ``group_id`` (side 0) and ``group_id + 8`` (side 1) of eight n tiles; the four lanes of a quad share a row.
+"""
+
+from __future__ import annotations
+
+from nbfmha.recipe import TILE_N
+
+TOKENS = {
+    "rows": (lambda t, e: 8 * t + e, 2),
+    "stored": (lambda t, e: 32 * (t >> 2) + 2 * (t & 3) + e, 8),
+    "widened": (lambda t, e: 8 * t + 4 * e, 1),
+}
+"""Which token of the tile a lane has in n tile t, column e of its two: (constant(t, e), times thread_in_group).
+
+"rows": keys in their own order. "stored": ``operands.stored_order``. "widened": as ``tile_dequant`` puts them.
+"""
+
+
+def make_quad_max():
+    """Device function ``(x) -> f32``: the maximum of a quad's four lanes; a NaN is passed over."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    u32, max_f32, bfly = types.uint32, dev.max_f32, dev.shfl_sync_bfly_f32
+
+    @cuda.jit(device=True, forceinline=True)
+    def quad_max(x):
+        x = max_f32(x, bfly(x, u32(1)))
+        return max_f32(x, bfly(x, u32(2)))
+
+    return quad_max
+
+
+def make_step(o_tiles: int, tokens: str, bias: float):
+    """Device function ``(acc_s, acc_o, row_max, row_sum, low, high, masked, scale)``: scores to P, the rest rescaled.
+
+    acc_s  f32[8, 4], scores; afterwards P = 2^(scale * score - row_max + bias)
+    acc_o  f32[o_tiles, 4], rescaled by 2^(old row_max - new); row_max, row_sum f32[2]: this lane's part of the sum
+    low, high  i32[2]: with ``masked``, tokens outside [low, high) of the tile, less this lane's offset, are left out
+    scale  > 0: softmax_scale * log2(e); ``bias``: log2 of what P is multiplied by
+    """
+    import numpy as np
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, i32 = types.float32, types.int32
+    max_f32, fma, ex2 = dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32
+    quad_max = make_quad_max()
+    constant, _ = TOKENS[tokens]
+    place = tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
+    n_tiles = TILE_N // 8
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def step(acc_s, acc_o, row_max, row_sum, low, high, masked, scale):
+        if masked:
+            for t in unroll(n_tiles):
+                for e in unroll(2):
+                    for side in unroll(2):
+                        if i32(place[t][e]) < low[side] or i32(place[t][e]) >= high[side]:
+                            acc_s[t, 2 * side + e] = f32(-np.inf)
+        for side in unroll(2):
+            largest = max_f32(acc_s[0, 2 * side], acc_s[0, 2 * side + 1])
+            for t in unroll(1, n_tiles):
+                for e in unroll(2):
+                    largest = max_f32(largest, acc_s[t, 2 * side + e])
+            largest = max_f32(row_max[side], quad_max(largest) * scale)
+            origin = largest if largest > f32(-np.inf) else f32(0)
+            rescale = ex2(row_max[side] - origin)
+            row_max[side] = largest
+            shift = f32(bias) - origin
+            total = f32(0)
+            for t in unroll(n_tiles):
+                for e in unroll(2):
+                    weight = ex2(fma(acc_s[t, 2 * side + e], scale, shift))
+                    acc_s[t, 2 * side + e] = weight
+                    total += weight
+            row_sum[side] = fma(row_sum[side], rescale, total)
+            for t in unroll(o_tiles):
+                for e in unroll(2):
+                    acc_o[t, 2 * side + e] = acc_o[t, 2 * side + e] * rescale
+
+    return step
+
+
+def make_general_scores():
+    """Device function ``(acc_s, shifted: f32[2], softmax_scale, cap)``: scores in log2 units, for what ``make_step`` cannot
+    do with one positive factor: cap * tanh(softmax_scale * (x + shifted) / cap), and any scale where cap is 0."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32 = types.float32
+    ex2 = dev.ex2_approx_ftz_f32
+    log2e = 1.4426950408889634
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def general_scores(acc_s, shifted, softmax_scale, cap):
+        for t in unroll(TILE_N // 8):
+            for r in unroll(4):
+                x = acc_s[t, r]
+                if cap > f32(0):
+                    x = (x + shifted[r // 2]) * softmax_scale / cap
+                    x = cap * (f32(1) - f32(2) / (f32(1) + ex2(x * f32(2 * log2e))))
+                else:
+                    x = x * softmax_scale
+                acc_s[t, r] = x * f32(log2e)
+
+    return general_scores
