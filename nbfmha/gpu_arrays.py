@@ -4,6 +4,7 @@ only, and for arrays of an emulated machine (:mod:`nbfmha.emulated`)."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from nbfmha.emulated import EmulatedArray
 from nbfmha.validation import message
 from ptx_inline.toolchain import Kernel
-from ptx_inline.toolchain.arrays import address_and_device, is_gpu_array, is_torch
+from ptx_inline.toolchain.arrays import address_and_device, current_stream, is_gpu_array, is_torch
 
 _LIBRARIES = "torch, CuPy or Numba"
 
@@ -49,6 +50,45 @@ def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
         return sys.modules["numba.cuda"].device_array(shape, dtype)
     got = f"{dtype} in an array of {library}"
     raise TypeError(message("array", f"of {_LIBRARIES} (bfloat16: torch)", got, "convert it with torch.from_dlpack"))
+
+
+def from_host(like: Any, values: np.ndarray) -> Any:
+    """A copy of a NumPy array in ``like``'s library on its device; complete when this returns, on whichever stream it is
+    used. Raises ``TypeError`` as ``empty``."""
+    if isinstance(like, EmulatedArray):
+        return like.machine.array(values)
+    if is_torch(like):
+        return sys.modules["torch"].from_numpy(np.ascontiguousarray(values)).to(like.device)
+    array = empty(like, values.shape, values.dtype.name)
+    if type(like).__module__.startswith("cupy"):
+        array.set(values)
+        sys.modules["cupy"].cuda.get_current_stream().synchronize()
+    else:
+        array.copy_to_device(np.ascontiguousarray(values))
+    return array
+
+
+def place_of(array: Any) -> Hashable:
+    """Library and device, or emulated machine, of an array: equal places can share arrays that are only read."""
+    if isinstance(array, EmulatedArray):
+        return array.machine
+    if is_torch(array):
+        return array.device
+    return type(array).__module__.partition(".")[0], address_and_device(array, 0)[1]
+
+
+def stream_of(array: Any) -> int:
+    """Handle of the stream on which the array's library would launch now; 0 for an emulated machine."""
+    return 0 if isinstance(array, EmulatedArray) else current_stream(array)
+
+
+def is_capturing(array: Any) -> bool:
+    """True while what ``array``'s library launches is recorded in a CUDA graph instead of run."""
+    if is_torch(array):
+        return sys.modules["torch"].cuda.is_current_stream_capturing()
+    if type(array).__module__.partition(".")[0] == "cupy":
+        return sys.modules["cupy"].cuda.get_current_stream().is_capturing()
+    return False
 
 
 def fill(array: Any, value: float) -> Any:

@@ -20,8 +20,9 @@ its first query stands to d after the one of its last. ``sink_tokens``: so are t
 multiplies, so that the weights of a row add up to one (a column of ones beside V gives that sum on the same MMA). The
 LSE is the logarithm of that same sum, so that pieces merge with the weights they were divided by.
 
-"f16", here and in the fields, stands for the 16-bit format of the call: bfloat16 where the inputs are bfloat16. Both hold
-every dequantised NVFP4 value without a global scale exactly (E2M1 times UE4M3: 6 significant bits).
+The 16-bit windows, and "f16" of what is not quantised, stand for the 16-bit format of the call: bfloat16 where the inputs
+are bfloat16. P and V of NVFP4 tiles are f16 in every call: it holds each dequantised NVFP4 value without a global scale
+exactly (E2M1 times UE4M3: 6 significant bits, 2^-10 .. 2688), and P to three bits more than bfloat16.
 
 | preset   | smoothing | scales        | P.V   | 16-bit windows               | what it is                              |
 |----------|-----------|---------------|-------|------------------------------|-----------------------------------------|

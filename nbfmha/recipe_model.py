@@ -16,7 +16,8 @@ Forward, for each block of 64 queries and tile of 64 keys (x: the score of the s
     s                 = softmax_scale * x; with a softcap, softcap * tanh(softmax_scale * (x + q16.km) / softcap)
     m                 = the running row max of s: over the tiles so far (``row_max`` below)
     p                 = exp(s - m) * (448*6 when pv="nvfp4", else 1)
-    P                 = p quantised to NVFP4 along the keys (NVFP4 tile with pv="nvfp4"), else p rounded to f16
+    P                 = p rounded to f16, to the call's 16-bit format in a 16-bit tile; or quantised to NVFP4 along the keys
+                        (NVFP4 tile with pv="nvfp4")
     row_sum, acc      += p (or P, as the recipe's ``row_sum`` says), P V; rescaled by exp(old m - new m) when m grows
 
     out = acc / row_sum        lse = m + log(row_sum) - log(448*6 when pv="nvfp4") + softmax_scale * q16.km
@@ -96,7 +97,7 @@ def pre_pass(q: np.ndarray, k: np.ndarray, v: np.ndarray, problem: Problem, reci
     Means are the exact ones rounded to float32. A kernel that adds in another order may end one unit in the last place
     away, and then on another code: compare its forward pass by handing ``forward`` the operands it made.
     """
-    q, k, v = (_to_16_bits(as_float64(name, x, 3), problem) for name, x in (("q", q), ("k", k), ("v", v)))
+    q, k, v = (_to_16_bits(as_float64(name, x, 3), problem.dtype) for name, x in (("q", q), ("k", k), ("v", v)))
     problem.check_arrays(q, k, v)
     heads = (problem.batch, problem.num_heads_kv)
     q = q.reshape(*heads, problem.qhead_per_kvhead, *q.shape[-2:])
@@ -174,11 +175,11 @@ def quantize_p(p: np.ndarray) -> np.ndarray:
     return dequantize_blocks(codes, scales, block).reshape(padded.shape)[..., :keys].astype(np.float64)
 
 
-def _to_16_bits(x: np.ndarray, problem: Problem) -> np.ndarray:
-    """``x`` rounded to float32 and then to the 16-bit format of the call, as float32."""
+def _to_16_bits(x: np.ndarray, dtype: str) -> np.ndarray:
+    """``x`` rounded to float32 and then to the 16-bit format of a call of this dtype, as float32."""
     with np.errstate(over="ignore", under="ignore"):
         x = x.astype(np.float32)
-        if problem.dtype != "bfloat16":
+        if dtype != "bfloat16":
             return x.astype(np.float16).astype(np.float32)
     bits = x.view(np.uint32)
     odd = (bits >> np.uint32(16)) & np.uint32(1)
@@ -217,9 +218,11 @@ def _query_block(
     shift = np.where(np.isneginf(max_so_far), 0, max_so_far)
     p_scale = P_SCALE if recipe.pv == "nvfp4" else 1
     p = np.exp(scores - shift) * p_scale
-    rounded = _to_16_bits(p, problem).astype(np.float64)
+    rounded = _to_16_bits(p, problem.dtype if recipe.v_format == "f16" else "float16").astype(np.float64)
     if recipe.pv == "nvfp4":
-        rounded = np.where(in_16_bits, rounded, quantize_p(p))
+        rounded = quantize_p(p)
+    if in_16_bits.any():
+        rounded = np.where(in_16_bits, _to_16_bits(p, problem.dtype), rounded)
 
     rescale = np.exp(max_so_far - np.where(np.isneginf(row_max), 0, row_max))
     weights = rounded * rescale

@@ -10,7 +10,7 @@ NVFP4 tile      codes and scales by ``cp.async`` to shared memory (:mod:`tile_co
                 MMA reads codes (:mod:`tile_blockscale`). ``dequant``: one stage, which the CTA widens to f16 in shared
                 memory, then ``ldmatrix`` and ``mma.m16n8k16`` (:mod:`tile_dequant`, :mod:`tile_16bit`)
 16-bit tile     rows of k16 and v16 by ``cp.async``, ``ldmatrix``, ``mma.m16n8k16`` in the call's format
-acc_S, acc_O    f32 registers; acc_S starts from ``delta`` (NVFP4 tile, Q smoothing) or ``-shift`` (16-bit tile, K smoothing)
+acc_S, acc_O    f32 registers; acc_S starts from ``delta`` (NVFP4, Q smoothing) or ``-shift`` (16 bits, K smoothing)
 P               f32 to f16 (or bf16 in 16-bit tiles), or to NVFP4 after a factor of 448*6; no shuffle moves P
 ==============  ====================================================================================================
 
@@ -38,13 +38,15 @@ from ptx_inline.toolchain import Kernel, Target
 HEAD_DIMS = (64, 96, 128, 256)
 DTYPES = ("float16", "bfloat16", "float32")
 IMPLEMENTATIONS = ("blockscale", "dequant")
+#: CTAs that ptxas makes room for with ``dequant``: measured on an H100, more of them win over a few spilled registers.
+CTAS_PER_SM = {64: 4, 96: 3, 128: 3, 256: 1}
 NO_LIMIT = 1 << 30  # of a window's side
 
 
 def make_prefill(
     implementation: str, head_dim: int, dtype: str, quantized: bool, windows: bool, pv: str, rounded: bool, general: bool
 ):
-    """Kernel ``prefill(out, ...)``: arguments as ``SIGNATURE`` lists them.
+    """Kernel ``prefill(out, ...)``: arguments as ``_signature`` lists them.
 
     dtype: of the call. quantized, windows: whether there are NVFP4 tiles, 16-bit tiles. pv, rounded: the recipe's. general:
     scores need more than one positive factor (softcap, or softmax_scale <= 0).
@@ -59,7 +61,7 @@ def make_prefill(
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi = dev.ffi
-    commit, wait_0, wait_1 = dev.cp_async_commit_group, dev.cp_async_wait_group_0, dev.cp_async_wait_group_1
+    commit, wait_0 = dev.cp_async_commit_group, dev.cp_async_wait_group_0
     ex2, lg2, bfly, max_f32, fma = (
         dev.ex2_approx_ftz_f32,
         dev.lg2_approx_f32,
@@ -83,19 +85,47 @@ def make_prefill(
     pv_16 = tile_16bit.make_pv(head_dim, sixteen, False, rounded)
     load_codes = tile_codes.make_load_codes(head_dim)
     load_q, qk_codes = tile_blockscale.make_load_q(head_dim), tile_blockscale.make_qk(head_dim)
-    if nvfp4_p:
-        pv_codes = tile_blockscale.make_pv_nvfp4(head_dim, rounded)
-    else:
-        pv_codes = tile_blockscale.make_pv_f16(head_dim)
+    pv_codes_f16, pv_codes_nvfp4 = tile_blockscale.make_pv_f16(head_dim), tile_blockscale.make_pv_nvfp4(head_dim, rounded)
     widen_q, widen_kv = tile_dequant.make_widen_q(head_dim), tile_dequant.make_widen_kv(head_dim)
     qk_wide = tile_16bit.make_qk(head_dim, "float16")
     pv_wide = tile_16bit.make_pv(head_dim, "float16", True, rounded)
-    quantize_p = tile_dequant.make_quantize_p()
+    round_p = tile_dequant.make_round_p()
     order = "stored" if blockscale else "widened"
-    step_16, step_4 = softmax.make_step(all_tiles, "rows", bias), softmax.make_step(all_tiles, order, bias)
+    step_16 = softmax.make_step(all_tiles, "rows", bias)
+    step_4, step_nvfp4 = softmax.make_step(all_tiles, order, bias), softmax.make_step_nvfp4(all_tiles, order, bias)
     lane_tokens_16, lane_tokens_4 = softmax.TOKENS["rows"][1], softmax.TOKENS[order][1]
-    places = tuple(tuple(softmax.TOKENS[order][0](t, e) for e in range(2)) for t in range(n_tiles))
+    load_delta = tile_codes.make_load_delta(head_dim, order)
     general_scores = softmax.make_general_scores()
+
+    # what follows the scores of an NVFP4 tile: softmax and P V. Numba types every branch, so each variant is its function
+    if nvfp4_p and blockscale:
+
+        @cuda.jit(device=True, forceinline=True)
+        def finish_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp, stage, lane):
+            step_nvfp4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp)
+            pv_codes_nvfp4(acc_o, acc_s, sfp, stage, lane)
+
+    elif nvfp4_p:
+
+        @cuda.jit(device=True, forceinline=True)
+        def finish_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp, stage, lane):
+            step_nvfp4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp)
+            round_p(acc_s, sfp)
+            pv_wide(acc_o, acc_s, stage + u32(stage_bytes + rows_bytes), lane)
+
+    elif blockscale:
+
+        @cuda.jit(device=True, forceinline=True)
+        def finish_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp, stage, lane):
+            step_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale)
+            pv_codes_f16(acc_o, acc_s, stage, lane)
+
+    else:
+
+        @cuda.jit(device=True, forceinline=True)
+        def finish_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp, stage, lane):
+            step_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale)
+            pv_wide(acc_o, acc_s, stage + u32(stage_bytes + rows_bytes), lane)
 
     @cuda.jit(device=True, forceinline=True)
     def quad_sum(x):
@@ -111,35 +141,36 @@ def make_prefill(
         smem = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
         pool = smem + u32(q_bytes)
         thread = i32(cuda.threadIdx.x)
-        lane, warp = thread & i32(31), thread >> i32(5)
-        group_id, thread_in_group = lane >> i32(2), lane & i32(3)
-        cta = i32(cuda.blockIdx.x)
-        head = cta // n_blocks
-        block = n_blocks - i32(1) - cta % n_blocks  # causal: the longest rows of a head first
-        kv_head = head // qhead_per_kvhead
-        batch = head // num_heads_q
-        head_q, head_kv = head % num_heads_q, kv_head % (num_heads_q // qhead_per_kvhead)
+        lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
+        group_id, thread_in_group = i32(lane >> i32(2)), i32(lane & i32(3))
+        cta = u32(cuda.blockIdx.x)
+        head = i32(cta // u32(n_blocks))
+        block = i32(n_blocks - i32(1) - i32(cta % u32(n_blocks)))  # causal: the longest rows of a head first
+        kv_head = i32(u32(head) // u32(qhead_per_kvhead))
+        batch, head_q = i32(u32(head) // u32(num_heads_q)), i32(u32(head) % u32(num_heads_q))
+        head_kv = i32(u32(head_q) // u32(qhead_per_kvhead))
         first_row, stop_row = blocks[8 * block], blocks[8 * block + 1]
         position, k_source, k_padded = blocks[8 * block + 2], blocks[8 * block + 3], blocks[8 * block + 4]
         seqlen_k, mean_block = blocks[8 * block + 5], blocks[8 * block + 6]
-        rows = stop_row - first_row
-        row_low = warp * i32(16) + group_id
+        rows = i32(stop_row - first_row)
+        row_low = i32(warp * i32(16) + group_id)
         q_row = i64(head) * i64(seqlen_q) + i64(first_row)
+        delta_row = i64(head) * i64(n_means) + i64(mean_block)
 
         # tiles [begin, stop_sinks) in 16 bits, [.., diagonal) in NVFP4, [diagonal, end_diagonal) in 16 bits, the rest NVFP4
-        last = position + rows - i32(1)
-        begin = max(position - window_left, i32(0)) >> i32(6)
-        end = max((min(last + window_right + i32(1), seqlen_k) + i32(TILE_N - 1)) >> i32(6), begin)
-        stop_sinks = max(min(sink_tiles, end), begin)
+        last = i32(position + rows - i32(1))
+        begin = i32(max(position - window_left, i32(0)) >> i32(6))
+        end = i32(max((min(last + window_right + i32(1), seqlen_k) + i32(TILE_N - 1)) >> i32(6), begin))
+        stop_sinks = i32(max(min(sink_tiles, end), begin))
         diagonal, end_diagonal = end, end
         if diagonal_tiles >= i32(0):
-            diagonal = max(min((position >> i32(6)) - diagonal_tiles, end), stop_sinks)
-            end_diagonal = max(min((last >> i32(6)) + diagonal_tiles + i32(1), end), diagonal)
+            diagonal = i32(max(min((position >> i32(6)) - diagonal_tiles, end), stop_sinks))
+            end_diagonal = i32(max(min((last >> i32(6)) + diagonal_tiles + i32(1), end), diagonal))
         if not quantized:
             stop_sinks, diagonal, end_diagonal = end, end, end
         # tiles from full_from up to full_to are seen by every row as a whole
-        full_from = max(last - window_left, i32(0))
-        full_to = min(position + window_right + i32(1), seqlen_k)
+        full_from = i32(max(last - window_left, i32(0)))
+        full_to = i32(min(position + window_right + i32(1), seqlen_k))
 
         acc_o = cuda.local.array((all_tiles, 4), f32)
         for t in unroll(all_tiles):
@@ -153,7 +184,7 @@ def make_prefill(
         high = cuda.local.array(2, i32)
         shifted = cuda.local.array(2, f32)
         for side in unroll(2):
-            row = row_low + i32(8 * side)
+            row = i32(row_low + i32(8 * side))
             key_first[side] = max(position + row - window_left, i32(0))
             key_stop[side] = min(position + row + window_right + i32(1), seqlen_k)
             row_max[side] = f32(-np.inf)
@@ -165,6 +196,7 @@ def make_prefill(
         acc_s = cuda.local.array((n_tiles, 4), f32)
         a = cuda.local.array((k_steps, 4), u32)
         sfa = cuda.local.array(scale_words, u32)
+        sfp = cuda.local.array((2, 1 if blockscale else 2), u32)
         if quantized and blockscale:
             load_q(a, sfa, q, sfq, q_row, rows, row_low, thread_in_group)
 
@@ -178,14 +210,14 @@ def make_prefill(
                 k_smem, v_smem = pool, pool + u32(rows_bytes)
                 load_rows(smem, q16, q_first, q_t * i64(2), rows, thread)
                 k_tile = k_first + i64(run_from * i32(TILE_N)) * k_t * i64(2)
-                load_rows(k_smem, k16, k_tile, k_t * i64(2), seqlen_k - run_from * i32(TILE_N), thread)
+                load_rows(k_smem, k16, k_tile, k_t * i64(2), i32(seqlen_k - run_from * i32(TILE_N)), thread)
                 commit()
                 for tile in range(run_from, run_to):
-                    first_n = i32(tile) * i32(TILE_N)
+                    first_n = i32(i32(tile) * i32(TILE_N))
                     wait_0()
                     cuda.syncthreads()  # K is there, and nobody reads the V before
                     v_tile = v_first + i64(first_n) * v_t * i64(2)
-                    load_rows(v_smem, v16, v_tile, v_t * i64(2), seqlen_k - first_n, thread)
+                    load_rows(v_smem, v16, v_tile, v_t * i64(2), i32(seqlen_k - first_n), thread)
                     commit()
                     for t in unroll(n_tiles):
                         for r in unroll(4):
@@ -195,26 +227,27 @@ def make_prefill(
                         general_scores(acc_s, shifted, softmax_scale, cap)
                     masked = first_n < full_from or first_n + i32(TILE_N) > full_to
                     for side in unroll(2):
-                        low[side] = key_first[side] - first_n - i32(lane_tokens_16) * thread_in_group
-                        high[side] = key_stop[side] - first_n - i32(lane_tokens_16) * thread_in_group
+                        low[side] = i32(key_first[side] - first_n - i32(lane_tokens_16) * thread_in_group)
+                        high[side] = i32(key_stop[side] - first_n - i32(lane_tokens_16) * thread_in_group)
                     step_16(acc_s, acc_o, row_max, row_sum, low, high, masked, scale)
                     wait_0()
                     cuda.syncthreads()  # V is there, and nobody reads this K any more
-                    if tile + i32(1) < run_to:
+                    if tile + 1 < run_to:
                         k_tile = k_first + i64(first_n + i32(TILE_N)) * k_t * i64(2)
-                        load_rows(k_smem, k16, k_tile, k_t * i64(2), seqlen_k - first_n - i32(TILE_N), thread)
+                        load_rows(k_smem, k16, k_tile, k_t * i64(2), i32(seqlen_k - first_n - i32(TILE_N)), thread)
                     commit()
                     pv_16(acc_o, acc_s, v_smem, lane)
 
             run_from, run_to = (stop_sinks, diagonal) if phase == 0 else (end_diagonal, end)
             if quantized and run_from < run_to:
                 cuda.syncthreads()
-                load_codes(pool, k, sfk, vt, sfv, kv_head, k_padded + run_from * i32(TILE_N), padded, thread)
+                first = i32(k_padded + run_from * i32(TILE_N))
+                load_codes(pool, k, sfk, vt, sfv, delta, has_delta, i64(kv_head), delta_row, first, padded, thread)
                 commit()
                 if not blockscale:
                     widen_q(smem, q, sfq, q_row, rows, thread)
                 for tile in range(run_from, run_to):
-                    first_n = i32(tile) * i32(TILE_N)
+                    first_n = i32(i32(tile) * i32(TILE_N))
                     stage = pool
                     if blockscale:
                         stage = pool + u32((i32(tile) - run_from) & i32(1)) * u32(stage_bytes)
@@ -226,21 +259,16 @@ def make_prefill(
                         widen_kv(stage, pool + u32(stage_bytes), pool + u32(stage_bytes + rows_bytes), thread)
                         cuda.syncthreads()  # f16 is there, the codes are used up
                         other = pool
-                    if tile + i32(1) < run_to:
-                        load_codes(other, k, sfk, vt, sfv, kv_head, k_padded + first_n + i32(TILE_N), padded, thread)
+                    if tile + 1 < run_to:
+                        first = i32(k_padded + first_n + i32(TILE_N))
+                        load_codes(other, k, sfk, vt, sfv, delta, has_delta, i64(kv_head), delta_row, first, padded, thread)
                     commit()
 
                     for t in unroll(n_tiles):
                         for r in unroll(4):
                             acc_s[t, r] = f32(0)
                     if has_delta != i32(0):
-                        base = (i64(head) * i64(n_means) + i64(mean_block)) * i64(padded) + i64(k_padded + first_n)
-                        base += i64(i32(lane_tokens_4) * thread_in_group)
-                        for t in unroll(n_tiles):
-                            for e in unroll(2):
-                                value = delta[base + i64(places[t][e])]
-                                acc_s[t, e] = value
-                                acc_s[t, 2 + e] = value
+                        load_delta(acc_s, stage, thread_in_group)
                     if blockscale:
                         qk_codes(acc_s, a, sfa, stage, lane)
                     else:
@@ -249,15 +277,9 @@ def make_prefill(
                         general_scores(acc_s, shifted, softmax_scale, cap)
                     masked = first_n < full_from or first_n + i32(TILE_N) > full_to
                     for side in unroll(2):
-                        low[side] = key_first[side] - first_n - i32(lane_tokens_4) * thread_in_group
-                        high[side] = key_stop[side] - first_n - i32(lane_tokens_4) * thread_in_group
-                    step_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale)
-                    if blockscale:
-                        pv_codes(acc_o, acc_s, stage, lane)
-                    else:
-                        if nvfp4_p:
-                            quantize_p(acc_s)
-                        pv_wide(acc_o, acc_s, pool + u32(stage_bytes + rows_bytes), lane)
+                        low[side] = i32(key_first[side] - first_n - i32(lane_tokens_4) * thread_in_group)
+                        high[side] = i32(key_stop[side] - first_n - i32(lane_tokens_4) * thread_in_group)
+                    finish_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp, stage, lane)
 
         for side in unroll(2):
             row = i32(row_low + i32(8 * side))
@@ -292,10 +314,21 @@ def make_prefill(
 
 
 def _signature(dtype: str) -> tuple[str, ...]:
-    """Types of: out, lse; q, sfq, k, sfk, vt, sfv, q16, k16, v16; delta, shift, sinks; blocks; 4 flags; strides of out, q16,
-    k16, v16 in elements; seqlen_q ... phases; softmax_scale, cap."""
+    """Types of: out, lse; q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta as bytes; shift, sinks; blocks; 4 flags; strides of
+    out, q16, k16, v16 in elements; seqlen_q ... phases; softmax_scale, cap."""
     out = "f32*" if dtype == "float32" else "u32*"
-    return (out, "f32*", *("u8*",) * 9, *("f32*",) * 3, "i32*", *("i32",) * 4, *("i64",) * 12, *("i32",) * 11, "f32", "f32")
+    return (
+        out,
+        "f32*",
+        *("u8*",) * 10,
+        *("f32*",) * 2,
+        "i32*",
+        *("i32",) * 4,
+        *("i64",) * 12,
+        *("i32",) * 11,
+        "f32",
+        "f32",
+    )
 
 
 @functools.cache
@@ -314,7 +347,8 @@ def prefill_kernel(
         "implementation": implementation, "head_dim": head_dim, "dtype": dtype, "quantized": quantized, "windows": windows,
         "pv": pv, "rounded": rounded, "general": general,
     }  # fmt: skip
-    return Kernel(make_prefill, _signature(dtype), constants, launch_bounds=(THREADS,))
+    bounds = (THREADS, CTAS_PER_SM[head_dim]) if implementation == "dequant" else (THREADS,)
+    return Kernel(make_prefill, _signature(dtype), constants, launch_bounds=bounds)
 
 
 def kernel_for(problem: Problem, recipe: Recipe, implementation: str) -> Kernel:

@@ -1,6 +1,6 @@
 """The online softmax of a warp's 16 queries over a tile of 64 keys, in the log2 domain (Milakov and Gimelshein, 2018).
 
-A lane holds rows ``group_id`` (side 0) and ``group_id + 8`` (side 1) of eight n tiles; the four lanes of a quad share a row.
+A lane holds rows ``group_id`` (side 0) and ``group_id + 8`` (side 1) of eight n tiles; a quad's four lanes share a row.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def make_step(o_tiles: int, tokens: str, bias: float):
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, i32 = types.float32, types.int32
+    f32, u32, i32 = types.float32, types.uint32, types.int32
     max_f32, fma, ex2 = dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32
+    vote_any, keep_branch = dev.vote_sync_any, dev.keep_branch
     quad_max = make_quad_max()
     constant, _ = TOKENS[tokens]
     place = tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
@@ -60,7 +61,9 @@ def make_step(o_tiles: int, tokens: str, bias: float):
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def step(acc_s, acc_o, row_max, row_sum, low, high, masked, scale):
+        factor = cuda.local.array(2, f32)
         if masked:
+            keep_branch()
             for t in unroll(n_tiles):
                 for e in unroll(2):
                     for side in unroll(2):
@@ -83,9 +86,101 @@ def make_step(o_tiles: int, tokens: str, bias: float):
                     acc_s[t, 2 * side + e] = weight
                     total += weight
             row_sum[side] = fma(row_sum[side], rescale, total)
+            factor[side] = rescale
+        # a row's maximum grows in few tiles: most of the time nothing is to be rescaled
+        if vote_any(u32(1) if factor[0] != f32(1) or factor[1] != f32(1) else u32(0)) != u32(0):
             for t in unroll(o_tiles):
+                for r in unroll(4):
+                    acc_o[t, r] = acc_o[t, r] * factor[r // 2]
+
+    return step
+
+
+def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
+    """Device function ``(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp)``: as ``make_step``, P quantised.
+
+    acc_s becomes P / s, to be rounded to E2M1, with the UE4M3 scale s of its 16 tokens.
+
+    sfp: u32[2, groups / 2] of scale bytes, [side, pair]: byte i is group 2 pair + i. "stored": a lane has eight tokens of a
+    group of each half of the tile, and lanes q, q ^ 1 share it. "widened": group g is n tiles 2 g, 2 g + 1 of the quad.
+
+    P's group maximum is 2^(that of the scores), so one pass of maxima serves softmax and scales (as in SageAttention3,
+    arXiv 2505.11594); the division by s is a subtraction in the exponent; the row sum is that of the groups times s.
+    """
+    import numpy as np
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, u16, u32, i32 = types.float32, types.uint16, types.uint32, types.int32
+    max_f32, fma, ex2, lg2 = dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32, dev.lg2_approx_ftz_f32
+    bfly, vote_any, keep_branch = dev.shfl_sync_bfly_f32, dev.vote_sync_any, dev.keep_branch
+    e4m3x2, f16x2_e4m3x2, widen_f16 = dev.cvt_rn_satfinite_e4m3x2_f32, dev.cvt_rn_f16x2_e4m3x2, dev.cvt_f32_f16
+    constant, _ = TOKENS[tokens]
+    place = tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
+    n_tiles, log2_6 = TILE_N // 8, 2.584962500721156
+    quad_wide = tokens == "widened"
+    groups = 4 if quad_wide else 2
+    tiles_a_group = n_tiles // groups
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def step(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp):
+        factor = cuda.local.array(2, f32)
+        largest_of = cuda.local.array(groups, f32)
+        if masked:
+            keep_branch()
+            for t in unroll(n_tiles):
                 for e in unroll(2):
-                    acc_o[t, 2 * side + e] = acc_o[t, 2 * side + e] * rescale
+                    for side in unroll(2):
+                        if i32(place[t][e]) < low[side] or i32(place[t][e]) >= high[side]:
+                            acc_s[t, 2 * side + e] = f32(-np.inf)
+        for side in unroll(2):
+            largest = f32(-np.inf)
+            for g in unroll(groups):
+                m = max_f32(acc_s[tiles_a_group * g, 2 * side], acc_s[tiles_a_group * g, 2 * side + 1])
+                for t in unroll(1, tiles_a_group):
+                    for e in unroll(2):
+                        m = max_f32(m, acc_s[tiles_a_group * g + t, 2 * side + e])
+                m = max_f32(m, bfly(m, u32(1)))
+                if quad_wide:
+                    m = max_f32(m, bfly(m, u32(2)))
+                largest_of[g] = m
+                largest = max_f32(largest, m)
+            if not quad_wide:
+                largest = max_f32(largest, bfly(largest, u32(2)))
+            largest = max_f32(row_max[side], largest * scale)
+            origin = largest if largest > f32(-np.inf) else f32(0)
+            factor[side] = ex2(row_max[side] - origin)
+            row_max[side] = largest
+            shift = f32(bias) - origin
+            total = f32(0)
+            for pair in unroll(groups // 2):
+                sixth = shift - f32(log2_6)
+                low_amax = ex2(fma(largest_of[2 * pair], scale, sixth))
+                two = e4m3x2(ex2(fma(largest_of[2 * pair + 1], scale, sixth)), low_amax)
+                sfp[side, pair] = two
+                both = f16x2_e4m3x2(two)
+                for i in unroll(2):
+                    s = widen_f16(u16((both >> u32(16 * i)) & u32(0xFFFF)))
+                    # a scale of zero: P as it is, too small for any code but zero
+                    used = s > f32(0)
+                    own = shift - lg2(s) if used else shift
+                    part = f32(0)
+                    for t in unroll(tiles_a_group):
+                        for e in unroll(2):
+                            n = tiles_a_group * (2 * pair + i) + t
+                            weight = ex2(fma(acc_s[n, 2 * side + e], scale, own))
+                            acc_s[n, 2 * side + e] = weight
+                            part += weight
+                    total = fma(part, s if used else f32(1), total)
+            row_sum[side] = fma(row_sum[side], factor[side], total)
+        if vote_any(u32(1) if factor[0] != f32(1) or factor[1] != f32(1) else u32(0)) != u32(0):
+            for t in unroll(o_tiles):
+                for r in unroll(4):
+                    acc_o[t, r] = acc_o[t, r] * factor[r // 2]
 
     return step
 

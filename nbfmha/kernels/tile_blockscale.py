@@ -122,55 +122,37 @@ def make_pv_f16(head_dim: int):
 
 
 def make_pv_nvfp4(head_dim: int, rounded_sum: bool):
-    """Device function ``(acc_o: f32[tiles, 4], acc_s: f32[8, 4], stage, lane)``: P quantised to NVFP4, 16 tokens of a row to
-    a scale, both operands of one block-scale MMA for each n tile. ``rounded_sum``: a last tile of ``acc_o`` takes the sums
-    of the quantised P, by a B operand of ones."""
+    """Device function ``(acc_o: f32[tiles, 4], acc_s: f32[8, 4], sfp: u32[2, 1], stage, lane)``: P / s, as
+    ``softmax.make_step_nvfp4`` left it, rounded to E2M1, both operands of one block-scale MMA for each n tile.
+    ``rounded_sum``: a last tile of ``acc_o`` takes the sums of the quantised P, by a B operand of ones."""
     from numba import cuda
     from numba.core import types
 
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, u16, u32 = types.float32, types.uint16, types.uint32
+    u32 = types.uint32
     ffi, ldmatrix_x4, load, prmt = dev.ffi, dev.ldmatrix_x4, dev.ld_shared_u32, dev.prmt_b32
-    max_f32, bfly, rcp, widen_f16 = dev.max_f32, dev.shfl_sync_bfly_f32, dev.rcp_rn_f32, dev.cvt_f32_f16
-    e4m3x2, f16x2_e4m3x2, e2m1x2 = (
-        dev.cvt_rn_satfinite_e4m3x2_f32,
-        dev.cvt_rn_f16x2_e4m3x2,
-        dev.cvt_rn_satfinite_e2m1x2_f32,
-    )
-    bits_of, float_of = dev.mov_b32_f32, dev.mov_f32_b32
+    bfly, bits_of, float_of = dev.shfl_sync_bfly_f32, dev.mov_b32_f32, dev.mov_f32_b32
+    e2m1x2 = dev.cvt_rn_satfinite_e2m1x2_f32
     mma = make_mma("blockscale")
     stage_of = Stage(head_dim)
     at_v, at_sfv, o_tiles = stage_of.v, stage_of.sfv, head_dim // 8
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def pv(acc_o, acc_s, stage, lane):
+    def pv(acc_o, acc_s, sfp, stage, lane):
         a = cuda.local.array(4, u32)
         b = cuda.local.array(4, u32)
-        scales = cuda.local.array(2, u32)  # a side: bytes 0 and 2 are the two halves of the tile
         for side in unroll(2):
-            amax = cuda.local.array(2, f32)
             for half in unroll(2):
-                largest = max_f32(acc_s[4 * half, 2 * side], acc_s[4 * half, 2 * side + 1])
-                for t in unroll(1, 4):
-                    largest = max_f32(largest, acc_s[4 * half + t, 2 * side])
-                    largest = max_f32(largest, acc_s[4 * half + t, 2 * side + 1])
-                amax[half] = max_f32(largest, bfly(largest, u32(1))) * f32(1 / 6)
-            two = e4m3x2(amax[1], amax[0])
-            both = f16x2_e4m3x2(two)
-            scales[side] = two
-            for half in unroll(2):
-                scale = widen_f16(u16((both >> u32(16 * half)) & u32(0xFFFF)))
-                reciprocal = rcp(scale) if scale > f32(0) else f32(0)
                 word = u32(0)
                 for t in unroll(4):
-                    low, high = acc_s[4 * half + t, 2 * side], acc_s[4 * half + t, 2 * side + 1]
-                    word |= e2m1x2(high * reciprocal, low * reciprocal) << u32(8 * t)
+                    n = 4 * half + t
+                    word |= e2m1x2(acc_s[n, 2 * side + 1], acc_s[n, 2 * side]) << u32(8 * t)
                 a[2 * half + side] = word
-        # lanes q and q + 2 hold the scales of one row's four groups; an even lane supplies side 0, an odd one side 1
-        packed = scales[0] | (scales[1] << u32(16))
+        # lanes q and q ^ 2 hold the scales of one row's four groups; an even lane supplies side 0, an odd one side 1
+        packed = prmt(sfp[0, 0], sfp[1, 0], u32(0x5410))
         other = bits_of(bfly(float_of(packed), u32(2)))
         first_two = (lane & 2) == 0
         low, high = (packed, other) if first_two else (other, packed)

@@ -5,6 +5,7 @@ K codes         64 rows of 32 bytes a k step of 64 channels, pitch 16 bytes more
 V codes         head_dim rows of 32 bytes (64 tokens), pitch 48
 sfk             64 rows of 4 bytes a k step
 sfv             head_dim words: the four blocks of 16 tokens of one channel
+delta           64 f32, the corrections of the query block
 ==============  =====================================================================================================
 """
 
@@ -20,7 +21,7 @@ V_PITCH = TILE_N // 2 + 16
 
 @dataclass(frozen=True)
 class Stage:
-    """Byte offsets of the four parts of a stage, for one head_dim."""
+    """Byte offsets of the parts of a stage, for one head_dim."""
 
     head_dim: int
 
@@ -46,39 +47,93 @@ class Stage:
         return self.sfk + TILE_N * 4 * self.k_steps
 
     @property
-    def bytes(self) -> int:
+    def delta(self) -> int:
         return self.sfv + 4 * self.head_dim
+
+    @property
+    def bytes(self) -> int:
+        return self.delta + 4 * TILE_N
 
 
 def make_load_codes(head_dim: int):
-    """Device function ``(smem, k, sfk, vt, sfv, kv_head, first, padded, thread)``: the tile whose first padded row is
-    ``first`` to a stage, asynchronously."""
+    """Device function ``(smem, k, sfk, vt, sfv, delta, has_delta, kv_head, delta_row, first, padded, thread)``.
+
+    The tile that begins at padded row ``first`` comes to a stage, asynchronously. kv_head, delta_row: i64, counted in rows of ``padded``."""
     from numba import cuda
     from numba.core import types
 
     from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
 
     u32, i32, i64 = types.uint32, types.int32, types.int64
     cp_async_16, cp_async_4 = dev.cp_async_cg_16, dev.cp_async_ca_4
     stage = Stage(head_dim)
-    k_steps, k_pitch, at_v, at_sfk, at_sfv = stage.k_steps, stage.k_pitch, stage.v, stage.sfk, stage.sfv
+    k_steps, k_pitch, at_v, at_sfk, at_sfv, at_delta = (
+        stage.k_steps,
+        stage.k_pitch,
+        stage.v,
+        stage.sfk,
+        stage.sfv,
+        stage.delta,
+    )
+    chunks, rows_a_pass = 2 * k_steps, THREADS // (2 * k_steps)
 
     @cuda.jit(device=True, forceinline=True)
-    def load_codes(smem, k, sfk, vt, sfv, kv_head, first, padded, thread):
-        key = i64(kv_head) * i64(padded) + i64(first)
-        channel = i64(kv_head) * i64(head_dim)
-        for chunk in range(thread, TILE_N * 2 * k_steps, THREADS):
-            row, column = i32(chunk) // i32(2 * k_steps), i32(chunk) % i32(2 * k_steps)
-            offset = (key + i64(row)) * i64(32 * k_steps) + i64(column) * i64(16)
-            cp_async_16(smem + u32(row * i32(k_pitch) + column * i32(16)), k, offset, u32(16))
-        for chunk in range(thread, head_dim * 2, THREADS):
-            row, column = i32(chunk) >> i32(1), i32(chunk) & i32(1)
-            offset = (channel + i64(row)) * i64(padded >> i32(1)) + i64(first >> i32(1)) + i64(column) * i64(16)
-            cp_async_16(smem + u32(at_v) + u32(row * i32(V_PITCH) + column * i32(16)), vt, offset, u32(16))
-        for word in range(thread, TILE_N * k_steps, THREADS):
-            cp_async_4(smem + u32(at_sfk) + u32(4 * word), sfk, key * i64(4 * k_steps) + i64(4 * word), u32(4))
-        for row in range(thread, head_dim, THREADS):
-            offset = (channel + i64(row)) * i64(padded >> i32(4)) + i64(first >> i32(4))
-            cp_async_4(smem + u32(at_sfv) + u32(4 * row), sfv, offset, u32(4))
+    @unrolled
+    def load_codes(smem, k, sfk, vt, sfv, delta, has_delta, kv_head, delta_row, first, padded, thread):
+        key = kv_head * i64(padded) + i64(first)
+        lane = u32(thread)
+        # K's rows of a tile lie end to end
+        k_at = key * i64(32 * k_steps) + i64(lane * u32(16))
+        to = smem + (lane // u32(chunks)) * u32(k_pitch) + (lane % u32(chunks)) * u32(16)
+        for i in unroll(TILE_N // rows_a_pass):
+            cp_async_16(to + u32(i * rows_a_pass * k_pitch), k, k_at + i64(16 * THREADS * i), u32(16))
+        if lane < u32(16 * k_steps):
+            scales_at = key * i64(4 * k_steps) + i64(lane * u32(16))
+            cp_async_16(smem + u32(at_sfk) + lane * u32(16), sfk, scales_at, u32(16))
+        row = kv_head * i64(head_dim) + i64(lane >> u32(1))
+        v_pitch = i64(padded >> i32(1))
+        v_at = row * v_pitch + i64(first >> i32(1)) + i64((lane & u32(1)) * u32(16))
+        to = smem + u32(at_v) + (lane >> u32(1)) * u32(V_PITCH) + (lane & u32(1)) * u32(16)
+        for i in unroll(-(-head_dim // 64)):
+            if 64 * (i + 1) <= head_dim or lane < u32(2 * head_dim - THREADS * i):
+                cp_async_16(to + u32(64 * V_PITCH * i), vt, v_at + i64(64 * i) * v_pitch, u32(16))
+        scale_pitch = i64(padded >> i32(4))
+        scales_at = (kv_head * i64(head_dim) + i64(lane)) * scale_pitch + i64(first >> i32(4))
+        for i in unroll(-(-head_dim // THREADS)):
+            if THREADS * (i + 1) <= head_dim or lane < u32(head_dim - THREADS * i):
+                to = smem + u32(at_sfv + 4 * THREADS * i) + lane * u32(4)
+                cp_async_4(to, sfv, scales_at + i64(THREADS * i) * scale_pitch, u32(4))
+        if has_delta != i32(0) and lane < u32(TILE_N // 4):
+            delta_at = (delta_row * i64(padded) + i64(first)) * i64(4) + i64(lane * u32(16))
+            cp_async_16(smem + u32(at_delta) + lane * u32(16), delta, delta_at, u32(16))
 
     return load_codes
+
+
+def make_load_delta(head_dim: int, tokens: str):
+    """Device function ``(acc_s: f32[8, 4], stage, thread_in_group)``: the corrections of a stage, to all rows."""
+    from numba import cuda
+    from numba.core import types
+
+    from nbfmha.kernels.softmax import TOKENS
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32 = types.uint32
+    load, float_of = dev.ld_shared_u32, dev.mov_f32_b32
+    constant, lane_tokens = TOKENS[tokens]
+    place = tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
+    at_delta = Stage(head_dim).delta
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def load_delta(acc_s, stage, thread_in_group):
+        at = stage + u32(at_delta) + u32(4 * lane_tokens) * u32(thread_in_group)
+        for t in unroll(TILE_N // 8):
+            for e in unroll(2):
+                value = float_of(load(at + u32(4 * place[t][e])))
+                acc_s[t, e] = value
+                acc_s[t, 2 + e] = value
+
+    return load_delta

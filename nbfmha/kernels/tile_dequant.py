@@ -15,8 +15,8 @@ from nbfmha.recipe import TILE_N
 
 
 def _make_widen():
-    """Device function ``(codes: u32[4], scales, smem)``: 32 codes, whose two scales are the low bytes of ``scales``, to 64
-    bytes of f16."""
+    """Device function ``(codes: u32[4], scales, smem, flip)``: 32 codes, two scales in the low bytes of ``scales``, to 64
+    bytes of f16; word w goes to ``smem + (16 w ^ flip)``."""
     from numba import cuda
     from numba.core import types
 
@@ -28,7 +28,7 @@ def _make_widen():
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def widen(codes, scales, smem):
+    def widen(codes, scales, smem, flip):
         both = f16x2_e4m3x2(scales & u32(0xFFFF))
         h = cuda.local.array(4, u32)
         for w in unroll(4):
@@ -42,7 +42,7 @@ def _make_widen():
                 else:
                     magnitude = (word >> u32(3)) & u32(0x0E000E00)
                 h[i] = mul_f16x2(mul_f16x2(sign | magnitude, u32(0x74007400)), scale)
-            store(smem + u32(16 * w), h[0], h[1], h[2], h[3])
+            store(smem + (u32(16 * w) ^ flip), h[0], h[1], h[2], h[3])
 
     return widen
 
@@ -76,18 +76,18 @@ def make_widen_q(head_dim: int):
                 for w in unroll(4):
                     codes[w] = load(q, at * i64(code_bytes) + i64(column) * i64(16) + i64(4 * w))
                 scales = load(sfq, at * i64(scale_bytes) + i64(column >> u32(1)) * i64(4)) >> (u32(16) * (column & u32(1)))
-            widen(codes, scales, smem + row * u32(pitch) + column * u32(64))
+            widen(codes, scales, smem + row * u32(pitch) + column * u32(64), u32(0))
 
     return widen_q
 
 
 def make_widen_kv(head_dim: int):
-    """Device function ``(stage, k_smem, v_smem, thread)``: the codes of a stage to f16, K as rows of head_dim, V transposed."""
+    """Device function ``(stage, k_smem, v_smem, thread)``: a stage's codes to f16, K as rows of head_dim, V transposed."""
     from numba import cuda
     from numba.core import types
 
     from ptx_inline import device as dev
-    from ptx_inline.unroll import unrolled
+    from ptx_inline.unroll import unroll, unrolled
 
     u32 = types.uint32
     ffi, load, load_v4 = dev.ffi, dev.ld_shared_u32, dev.ld_shared_v4_u32
@@ -101,56 +101,58 @@ def make_widen_kv(head_dim: int):
     @unrolled
     def widen_kv(stage, k_smem, v_smem, thread):
         codes = cuda.local.array(4, u32)
-        for chunk in range(thread, TILE_N * chunks, THREADS):
-            row, column = u32(chunk) // u32(chunks), u32(chunk) % u32(chunks)
-            load_v4(ffi.from_buffer(codes), stage + row * u32(k_pitch) + column * u32(16))
-            scales = load(stage + u32(at_sfk) + row * u32(sfk_pitch) + (column >> u32(1)) * u32(4))
-            # stored row 32 j + 8 t + 2 q + e is token 32 j + 8 q + (2 t + e), which goes to row 8 (4 j + q) + its column
-            within = ((row >> u32(2)) & u32(6)) | (row & u32(1))
-            token_tile = ((row >> u32(5)) << u32(2)) | ((row >> u32(1)) & u32(3))
-            to = (token_tile << u32(3)) | ((within & u32(3)) << u32(1)) | (within >> u32(2))
-            widen(codes, scales >> (u32(16) * (column & u32(1))), k_smem + to * u32(pitch) + column * u32(64))
-        for chunk in range(thread, head_dim * 2, THREADS):
-            row, column = u32(chunk) >> u32(1), u32(chunk) & u32(1)
-            load_v4(ffi.from_buffer(codes), stage + u32(at_v) + row * u32(V_PITCH) + column * u32(16))
-            scales = load(stage + u32(at_sfv) + row * u32(4)) >> (u32(16) * column)
-            widen(codes, scales, v_smem + row * u32(TRANSPOSED_PITCH) + column * u32(64))
+        lane = u32(thread)
+        for i in unroll(-(-TILE_N * chunks // THREADS)):
+            chunk = lane + u32(THREADS * i)
+            if THREADS * (i + 1) <= TILE_N * chunks or chunk < u32(TILE_N * chunks):
+                row, column = chunk // u32(chunks), chunk % u32(chunks)
+                load_v4(ffi.from_buffer(codes), stage + row * u32(k_pitch) + column * u32(16))
+                # every second pair of columns stores its words in another order: eight lanes hit eight groups of banks
+                flip = (column >> u32(1)) & u32(1)
+                for w in unroll(0, 4, 2):
+                    even, odd = codes[w], codes[w + 1]
+                    codes[w] = odd if flip else even
+                    codes[w + 1] = even if flip else odd
+                scales = load(stage + u32(at_sfk) + row * u32(sfk_pitch) + (column >> u32(1)) * u32(4))
+                # stored row 32 j + 8 t + 2 q + e is token 32 j + 8 q + (2 t + e); it goes to row 8 (4 j + q) + its column
+                within = ((row >> u32(2)) & u32(6)) | (row & u32(1))
+                token_tile = ((row >> u32(5)) << u32(2)) | ((row >> u32(1)) & u32(3))
+                to = (token_tile << u32(3)) | ((within & u32(3)) << u32(1)) | (within >> u32(2))
+                address = k_smem + to * u32(pitch) + column * u32(64)
+                widen(codes, scales >> (u32(16) * (column & u32(1))), address, u32(16) * flip)
+        row, column = lane >> u32(1), lane & u32(1)
+        for i in unroll(-(-head_dim // 64)):
+            if 64 * (i + 1) <= head_dim or lane < u32(2 * head_dim - THREADS * i):
+                at = row + u32(64 * i)
+                load_v4(ffi.from_buffer(codes), stage + u32(at_v) + at * u32(V_PITCH) + column * u32(16))
+                scales = load(stage + u32(at_sfv) + at * u32(4)) >> (u32(16) * column)
+                widen(codes, scales, v_smem + at * u32(TRANSPOSED_PITCH) + column * u32(64), u32(0))
 
     return widen_kv
 
 
-def make_quantize_p():
-    """Device function ``(acc_s: f32[8, 4])``: P >= 0 to NVFP4 and back, in place: 16 tokens of a row share a scale.
-
-    A quad has the 16 tokens of n tiles 2 s and 2 s + 1, in every row that it holds.
-    """
+def make_round_p():
+    """Device function ``(acc_s: f32[8, 4], sfp: u32[2, 2])``: P / s, as ``softmax.make_step_nvfp4`` left it, to the nearest
+    E2M1 and times s again, in place."""
     from numba import cuda
     from numba.core import types
 
-    from nbfmha.kernels.softmax import make_quad_max
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, u16, u32 = types.float32, types.uint16, types.uint32
-    max_f32, rcp, widen_f16 = dev.max_f32, dev.rcp_rn_f32, dev.cvt_f32_f16
-    e4m3x2, f16x2_e4m3x2 = dev.cvt_rn_satfinite_e4m3x2_f32, dev.cvt_rn_f16x2_e4m3x2
+    u16, u32 = types.uint16, types.uint32
+    widen_f16, f16x2_e4m3x2 = dev.cvt_f32_f16, dev.cvt_rn_f16x2_e4m3x2
     e2m1x2, f16x2_e2m1x2 = dev.cvt_rn_satfinite_e2m1x2_f32, dev.cvt_rn_f16x2_e2m1x2
-    quad_max = make_quad_max()
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def quantize_p(acc_s):
-        for step in unroll(TILE_N // 16):
+    def round_p(acc_s, sfp):
+        for t in unroll(TILE_N // 8):
             for side in unroll(2):
-                largest = max_f32(acc_s[2 * step, 2 * side], acc_s[2 * step, 2 * side + 1])
-                largest = max_f32(largest, acc_s[2 * step + 1, 2 * side])
-                largest = quad_max(max_f32(largest, acc_s[2 * step + 1, 2 * side + 1]))
-                scale = widen_f16(u16(f16x2_e4m3x2(e4m3x2(f32(0), largest * f32(1 / 6))) & u32(0xFFFF)))
-                reciprocal = rcp(scale) if scale > f32(0) else f32(0)
-                for half in unroll(2):
-                    low, high = acc_s[2 * step + half, 2 * side], acc_s[2 * step + half, 2 * side + 1]
-                    pair = f16x2_e2m1x2(e2m1x2(high * reciprocal, low * reciprocal))
-                    acc_s[2 * step + half, 2 * side] = widen_f16(u16(pair & u32(0xFFFF))) * scale
-                    acc_s[2 * step + half, 2 * side + 1] = widen_f16(u16(pair >> u32(16))) * scale
+                both = f16x2_e4m3x2(sfp[side, t // 4])
+                scale = widen_f16(u16((both >> u32(16 * (t // 2 % 2))) & u32(0xFFFF)))
+                pair = f16x2_e2m1x2(e2m1x2(acc_s[t, 2 * side + 1], acc_s[t, 2 * side]))
+                acc_s[t, 2 * side] = widen_f16(u16(pair & u32(0xFFFF))) * scale
+                acc_s[t, 2 * side + 1] = widen_f16(u16(pair >> u32(16))) * scale
 
-    return quantize_p
+    return round_p

@@ -85,9 +85,28 @@ extern "C" __device__ float lg2_approx_f32(float x) {
   return result;
 }
 
+// The same for normal numbers alone: without .ftz the compiler scales denormals first.
+extern "C" __device__ float lg2_approx_ftz_f32(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Value of lane `lane ^ lane_mask`, all 32 lanes taking part. PTX ISA 6.0+, sm_30.
 extern "C" __device__ float shfl_sync_bfly_f32(float value, u32 lane_mask) {
   float result;
   asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=f"(result) : "f"(value), "r"(lane_mask));
   return result;
 }
+
+// Whether any lane of the warp has a predicate that is not 0. PTX ISA 6.0+; all 32 lanes must call.
+extern "C" __device__ u32 vote_sync_any(u32 predicate) {
+  u32 any;
+  asm volatile("{ .reg .pred p, q; setp.ne.u32 p, %1, 0; vote.sync.any.pred q, p, 0xFFFFFFFF; selp.u32 %0, 1, 0, q; }"
+               : "=r"(any)
+               : "r"(predicate));
+  return any;
+}
+
+// No instruction. What stands beside it is not speculated: a branch around much work stays a branch.
+extern "C" __device__ void keep_branch() { asm volatile(""); }
