@@ -12,17 +12,37 @@ __version__ = "0.1.0"
 # public name -> module that defines it
 _EXPORTS = {
     "QuantizedTensor": "nbfmha.quantized_tensor",
+    "Recipe": "nbfmha.recipe",
+    "attention": "nbfmha.forward",
     "dequantize": "nbfmha.quantization",
+    "explain": "nbfmha.dispatch",
+    "fmha_prefill_blockscale": "nbfmha.dispatch",
+    "fmha_prefill_legacy": "nbfmha.dispatch",
     "load_sample": "nbfmha.sample",
     "quantize": "nbfmha.quantization",
     "relayout": "nbfmha.quantization",
 }
 
-__all__ = ["QuantizedTensor", "__version__", "dequantize", "load_sample", "quantize", "relayout"]
+__all__ = [
+    "QuantizedTensor",
+    "Recipe",
+    "__version__",
+    "attention",
+    "dequantize",
+    "explain",
+    "fmha_prefill_blockscale",
+    "fmha_prefill_legacy",
+    "load_sample",
+    "quantize",
+    "relayout",
+]
 
 if TYPE_CHECKING:
+    from nbfmha.dispatch import explain, fmha_prefill_blockscale, fmha_prefill_legacy
+    from nbfmha.forward import attention
     from nbfmha.quantization import dequantize, quantize, relayout
     from nbfmha.quantized_tensor import QuantizedTensor
+    from nbfmha.recipe import Recipe
     from nbfmha.sample import load_sample
 
 

@@ -162,8 +162,13 @@ def _list_kernel(kind: str, name: str, arch: str, *, mix_only: bool) -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="emulator (needs no GPU), launch or quantize.")],
+    name: Annotated[
+        str, typer.Argument(help="emulator (needs no GPU), launch, quantize, mma (counts without a GPU) or prefill.")
+    ],
     json_path: Json = None,
+    recipes: Annotated[
+        str | None, typer.Option("--recipes", help="prefill alone: the recipes to run, e.g. accurate,fast (the default).")
+    ] = None,
 ):
     """Measure on this machine: kernels and launches on its GPU beside the peers, the emulator on its CPU."""
     from importlib import import_module
@@ -172,7 +177,10 @@ def bench(
 
     if name not in BENCHMARKS:
         _stop(f"benchmark must be one of {', '.join(BENCHMARKS)}, got {name!r}")
+    if recipes is not None and name != "prefill":
+        _stop(f"--recipes belongs to the benchmark prefill, got {name!r}")
+    options = {} if recipes is None else {"recipes": recipes.split(",")}
     try:
-        import_module(f"nbfmha.bench.{name}").main(json_path)
-    except (RuntimeError, OSError) as error:
+        import_module(f"nbfmha.bench.{name}").main(json_path, **options)
+    except (ValueError, RuntimeError, OSError) as error:
         _stop(str(error))

@@ -77,7 +77,7 @@ def make_qk(head_dim: int, dtype: str):
 
 
 def make_pv(head_dim: int, dtype: str, transposed: bool, rounded_sum: bool):
-    """Device function ``(acc_o: f32[tiles, 4], acc_s: f32[8, 4], v_smem, lane)``: P (``acc_s``) rounded to ``dtype``, times V.
+    """Device function ``(acc_o: f32[tiles, 4], acc_s: f32[8, 4], v_smem, lane)``: P (``acc_s``) in ``dtype``, times V.
 
     ``transposed``: V lies as head_dim rows of 64 tokens, else as 64 rows of head_dim. Token c of k slot tile t is the
     key of column c of n tile t. ``rounded_sum``: a last tile of ``acc_o`` takes the sums of the rounded P, each in all of

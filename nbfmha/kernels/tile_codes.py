@@ -58,7 +58,9 @@ class Stage:
 def make_load_codes(head_dim: int):
     """Device function ``(smem, k, sfk, vt, sfv, delta, has_delta, kv_head, delta_row, first, padded, thread)``.
 
-    The tile that begins at padded row ``first`` comes to a stage, asynchronously. kv_head, delta_row: i64, counted in rows of ``padded``."""
+    The tile that begins at padded row ``first`` comes to a stage, asynchronously. kv_head, delta_row: i64, in rows of
+    ``padded``.
+    """
     from numba import cuda
     from numba.core import types
 

@@ -1,0 +1,263 @@
+"""Which implementation runs an attention call, and why not the others.
+
+==============  ===============================================================================================
+blockscale      kernels with the block-scale MMA, on GPUs of compute capability 12.0 and 12.1
+legacy          ``f8f6f4`` with a scale per row: not part of the package yet, always passed over
+dequant         the same kernels by exact dequantisation to f16, on GPUs from compute capability 8.0
+emulated        the PTX of ``blockscale`` (``dequant`` on a machine without block scaling), run on this CPU
+reference       NumPy's model of the recipe, for arrays in host memory
+==============  ===============================================================================================
+
+``auto`` takes the first that runs where the arrays lie: ``blockscale``, then ``dequant`` for arrays in GPU memory or of an
+emulated machine, ``reference`` for arrays in host memory. ``emulated`` is run by name alone: it checks, and takes seconds.
+Asking for one by name never falls back.
+
+``NBFMHA_BLOCKSCALE`` in the environment, read once in a process: "0" switches ``blockscale`` off, by name too; "1", or no
+such variable, leaves it on.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from nbfmha import runners
+from nbfmha.call import DEFAULT_RECIPE, Call, make_call
+from nbfmha.problem import Problem
+from nbfmha.recipe import PRESETS, Recipe, resolve_recipe
+from nbfmha.validation import check_choice, message
+from ptx_inline.toolchain import Target
+
+IMPLEMENTATIONS = ("blockscale", "legacy", "dequant", "emulated", "reference")
+IMPLS = ("auto", *IMPLEMENTATIONS)
+"""Values of ``impl``."""
+GATE = "NBFMHA_BLOCKSCALE"
+
+_log = logging.getLogger("nbfmha")
+
+
+class Unavailable(ValueError):
+    """The implementation asked for cannot run this call, or none can; the message says why."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One implementation: whether it runs the call, and how, or why not."""
+
+    name: str
+    runs: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Every implementation of a call, in the order of ``IMPLEMENTATIONS``; ``str`` makes a table of it.
+
+    call      the call in words
+    choices   a ``Choice`` for each implementation; also ``explanation["dequant"]``
+    auto      the name of the one that ``impl="auto"`` takes; None where none runs
+    """
+
+    call: str
+    choices: tuple[Choice, ...]
+    auto: str | None
+
+    def __getitem__(self, name: str) -> Choice:
+        return self.choices[IMPLEMENTATIONS.index(check_choice("name", name, IMPLEMENTATIONS))]
+
+    def __str__(self) -> str:
+        width = max(map(len, IMPLEMENTATIONS))
+        lines = [f"  {c.name:<{width}}  {'yes' if c.runs else 'no ':<3}  {c.reason}" for c in self.choices]
+        last = f"auto takes {self.auto}" if self.auto else "auto finds none that runs"
+        return "\n".join([self.call, *lines, last])
+
+
+def explain(q: Any, k: Any = None, v: Any = None, *, target: str | Target | None = None, **options: Any) -> Explanation:
+    """Who runs ``nbfmha.attention(q, k, v, **options)``, and why not the others. Nothing is computed.
+
+    ``options`` are those of :func:`nbfmha.attention` but ``impl``. In place of q, k and v a ``Problem`` will do, with
+    ``recipe`` as its only option and ``target``, e.g. ``"sm_120a"``: the GPU that the arrays would lie on (None: host
+    memory). Raises what the call itself raises for arguments that do not fit together.
+    """
+    if isinstance(q, Problem):
+        if k is not None or v is not None:
+            raise TypeError(message("k and v", "None beside a Problem", "arrays"))
+        recipe = resolve_recipe(options.pop("recipe", DEFAULT_RECIPE))
+        if options:
+            raise TypeError(message("options", "recipe alone beside a Problem", ", ".join(options), "the Problem has them"))
+        target = None if target is None else Target.parse(target)
+        place = "in host memory" if target is None else f"on a GPU, {target}"
+        return _explanation(q, recipe, place, decide(q, recipe, "host" if target is None else "gpu", target, gate()))
+    if target is not None:
+        raise TypeError(message("target", "None beside arrays", repr(target), "it is where the arrays lie"))
+    options.pop("return_lse", None)
+    call = make_call(q, k, v, **options)
+    place = f"{call.place}, {call.place.target}" if call.place.kind == "gpu" else str(call.place)
+    return _explanation(call.problem, call.recipe, place, choices(call))
+
+
+def choices(call: Call) -> tuple[Choice, ...]:
+    """Every implementation of a call, in order."""
+    return decide(call.problem, call.recipe, call.place.kind, call.place.target, gate())
+
+
+def run(call: Call, impl: str, *, with_lse: bool = False) -> tuple[Any, Any]:
+    """(out, lse or None) of a call by the implementation named ``impl``, or the one that "auto" takes.
+
+    Raises :class:`Unavailable` where it cannot run the call: with its reason, or for "auto" with those of all.
+    """
+    found = choices(call)
+    name = impl if impl != "auto" else _auto(found)
+    chosen = None if name is None else found[IMPLEMENTATIONS.index(name)]
+    if chosen is None or not chosen.runs:
+        raise Unavailable(_refusal(impl, found))
+    return runners.run(call, name, _kernels_on(call.place.target or _EMULATED, gate()), with_lse=with_lse)
+
+
+def fmha_prefill_blockscale(q: Any, k: Any, v: Any, out: Any, **options: Any) -> bool:
+    """Attention by the block-scale MMA into ``out``: True when it ran; False, with nothing written, when it cannot run
+    this call here, for a caller that falls back. The reason is logged (logger "nbfmha", INFO).
+
+    q, k, v, out and ``options`` are those of :func:`nbfmha.attention` but ``impl`` and ``return_lse``. Arguments that do
+    not fit together raise as there: no implementation would take them.
+    """
+    return _run_or_decline("blockscale", q, k, v, out, options)
+
+
+def fmha_prefill_legacy(q: Any, k: Any, v: Any, out: Any, **options: Any) -> bool:
+    """As :func:`fmha_prefill_blockscale`, by ``f8f6f4`` MMAs with a scale per row. False for now: there is none yet."""
+    return _run_or_decline("legacy", q, k, v, out, options)
+
+
+@functools.cache
+def gate() -> bool:
+    """Whether ``blockscale`` may run, by ``NBFMHA_BLOCKSCALE``: read and logged once in a process.
+
+    Raises ``ValueError`` for a value that is neither "0" nor "1".
+    """
+    value = os.environ.get(GATE)
+    if value not in (None, "0", "1"):
+        raise ValueError(message(GATE, "'0' or '1' or not set", repr(value), "'0' switches blockscale off"))
+    on = value != "0"
+    _log.info("%s is %s: blockscale is %s", GATE, "not set" if value is None else value, "on" if on else "off")
+    return on
+
+
+_EMULATED = Target.parse(runners.EMULATED_ARCH)
+_LEGACY = "not part of nbfmha yet: its MMA, f8f6f4.m16n8k32, is here as a probe alone"
+
+
+def _run_or_decline(name: str, q: Any, k: Any, v: Any, out: Any, options: dict[str, Any]) -> bool:
+    if out is None:
+        raise TypeError(message("out", "an array to write to", None))
+    call = make_call(q, k, v, out=out, **options)
+    choice = choices(call)[IMPLEMENTATIONS.index(name)]
+    if not choice.runs:
+        _log.info("fmha_prefill_%s declines: %s", name, choice.reason)
+        return False
+    run(call, name)
+    return True
+
+
+def _kernels_on(target: Target, blockscale: bool) -> str:
+    return "blockscale" if blockscale and target.has_block_scale_mma else "dequant"
+
+
+@functools.lru_cache(maxsize=256)
+def decide(
+    problem: Problem, recipe: Recipe | None, kind: str, target: Target | None, blockscale: bool
+) -> tuple[Choice, ...]:
+    """Every implementation of a problem, in order.
+
+    recipe: None for ``QuantizedTensor``s. kind: where the arrays lie, as ``Place`` has it. target: of the GPU or emulated
+    machine, None for the host. blockscale: the gate.
+    """
+    off = None if blockscale else f"switched off by {GATE}=0"
+    found = {
+        "blockscale": off or _why_not_kernels(problem, recipe, kind, "blockscale", target),
+        "legacy": _LEGACY,
+        "dequant": _why_not_kernels(problem, recipe, kind, "dequant", target),
+        "emulated": "the arrays are in GPU memory; copy them to the host, or into a nbfmha.emulated.Machine",
+        "reference": None if kind == "host" else f"the arrays are {_WHERE[kind]}",
+    }
+    inner, arch = _kernels_on(target or _EMULATED, blockscale), target or _EMULATED
+    if kind != "gpu":
+        found["emulated"] = _why_not_kernels(problem, recipe, "emulated", inner, arch)
+    on_cpu = ", its PTX run on this CPU" if kind == "emulated" else ""
+    how = {
+        "blockscale": f"block-scale MMA on {target}{on_cpu}",
+        "dequant": f"exact dequantisation to 16 bits, mma.sync on {target}{on_cpu}",
+        "emulated": f"the PTX of {inner} for {arch}, run on this CPU; by name alone, it takes its time",
+        "reference": "NumPy, float64: "
+        + ("the recipe's model" if recipe else "attention on what the quantised tensors stand for"),
+    }
+    return tuple(Choice(name, found[name] is None, found[name] or how[name]) for name in IMPLEMENTATIONS)
+
+
+_WHERE = {
+    "gpu": "in GPU memory; copy them to the host",
+    "emulated": "on an emulated machine; take them off with copy_to_host()",
+}
+
+
+def _why_not_kernels(
+    problem: Problem, recipe: Recipe | None, kind: str, implementation: str, target: Target | None
+) -> str | None:
+    if kind == "host":
+        return "the arrays are in host memory; move them to a GPU, or ask for 'emulated'"
+    if recipe is None:
+        return "kernels take no QuantizedTensors yet; nbfmha.dequantize makes arrays of them"
+    from nbfmha.kernels.prefill import why_not
+
+    return why_not(problem, recipe, implementation, target)
+
+
+def _auto(found: tuple[Choice, ...]) -> str | None:
+    return next((choice.name for choice in found if choice.runs and choice.name != "emulated"), None)
+
+
+def _refusal(impl: str, found: tuple[Choice, ...]) -> str:
+    if impl == "auto":
+        reasons = "; ".join(f"{choice.name}: {choice.reason}" for choice in found if not choice.runs)
+        others = [choice.name for choice in found if choice.runs]
+        way_out = f"by name {', '.join(others)} runs" if others else None
+        return message("the call", "one that an implementation runs", f"none for impl='auto' ({reasons})", way_out)
+    able = [repr(choice.name) for choice in found if choice.runs]
+    way_out = f"{' and '.join(able)} can run this call" if able else "no other can run this call either"
+    reason = found[IMPLEMENTATIONS.index(impl)].reason
+    return message("impl", "an implementation that runs this call", f"{impl!r}: {reason}", way_out)
+
+
+def _explanation(problem: Problem, recipe: Recipe | None, place: str, found: tuple[Choice, ...]) -> Explanation:
+    return Explanation(f"attention, {_describe(problem)}, {_recipe_name(recipe)}; {place}", found, _auto(found))
+
+
+def _describe(problem: Problem) -> str:
+    words = [
+        problem.dtype,
+        f"batch {problem.batch}",
+        f"{problem.num_heads_q} heads on {problem.num_heads_kv}",
+        f"{problem.seqlen_q} x {problem.seqlen_k} tokens",
+        f"head_dim {problem.head_dim}",
+    ]
+    if problem.causal:
+        words.append("causal")
+    for name in ("window", "softcap"):
+        if getattr(problem, name) is not None:
+            words.append(f"{name} {getattr(problem, name)}")
+    if problem.is_packed:
+        words.append(f"{len(problem.cu_seqlens_q) - 1} sequences packed")
+    elif problem.q_offset != problem.seqlen_k - problem.seqlen_q:
+        words.append(f"q_offset {problem.q_offset}")
+    if problem.has_sinks:
+        words.append("sinks")
+    return ", ".join(words)
+
+
+def _recipe_name(recipe: Recipe | None) -> str:
+    if recipe is None:
+        return "quantised already"
+    return next((f"recipe {name}" for name, preset in PRESETS.items() if preset == recipe), str(recipe))

@@ -1,0 +1,142 @@
+"""V of the pre-pass, and float32 inputs that nothing quantises.
+
+===========  =============================================================================================================
+``v``        CTA = (kv head, tile of 64 tokens): V transposed, each thread quantises 16 tokens of two channels. Reads are
+             coalesced along channels; codes and scales go through shared memory and leave along tokens
+``convert``  a thread rounds 8 elements of a float32 input to float16
+===========  =============================================================================================================
+"""
+
+from __future__ import annotations
+
+import functools
+
+from nbfmha.kernels.blocks import make_quantize_block
+from nbfmha.kernels.prepass_load import make_widen_pair
+from nbfmha.recipe import TILE_N
+from ptx_inline.toolchain import Kernel
+
+CONVERT_THREADS = 256
+_BLOCK = 16
+_BLOCKS = TILE_N // _BLOCK
+
+
+def threads_of_v(head_dim: int) -> int:
+    """Threads of a CTA of the ``v`` kernel: one for two channels and 16 tokens."""
+    return head_dim // 2 * _BLOCKS
+
+
+def make_v(dtype: str, head_dim: int, scale: str):
+    """Kernel ``v(codes, scales, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv)``; v16 of a
+    float32 v is written with ``has_16``."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, u8, u32, i32, i64 = types.float32, types.uint8, types.uint32, types.int32, types.int64
+    ffi, float_of, pack = dev.ffi, dev.mov_f32_b32, dev.cvt_rn_f16x2_f32
+    load_v2, store_v2 = dev.ld_global_nc_v2_u32, dev.st_global_v2_u32
+    threads, pairs = threads_of_v(head_dim), head_dim // 2
+    rows_a_pass = threads // _BLOCKS
+    pitch = 2 * _BLOCKS + 1  # odd: the channels of a warp hit different banks
+    wide = dtype == "float32"
+    widen_pair, quantize_block = make_widen_pair(dtype), make_quantize_block(dtype, "nvfp4", scale, False)
+
+    @unrolled
+    def v_kernel(codes, scales, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv):
+        staged = cuda.shared.array((head_dim, pitch), u32)
+        staged_scales = cuda.shared.array((head_dim, _BLOCKS), u8)
+        thread, cta = u32(cuda.threadIdx.x), i32(cuda.blockIdx.x)
+        pair, block = thread % u32(pairs), thread // u32(pairs)
+        head, tile = cta // tiles, cta % tiles
+        first = i32(u32(_BLOCK) * block)
+        source, left = key_tiles[4 * tile] + first, key_tiles[4 * tile + 1] - first
+        at = i64(head // num_heads_kv) * v_b + i64(head % num_heads_kv) * v_h + i64(source) * v_t + i64(2) * i64(pair)
+        at_16 = (i64(head) * i64(seqlen_k) + i64(source)) * i64(pairs) + i64(pair)
+        raw = cuda.local.array(_BLOCK, u32)
+        two = cuda.local.array(2, u32)
+        values = cuda.local.array(_BLOCK, f32)
+        packed = cuda.local.array(2, u32)
+        for i in unroll(_BLOCK):
+            raw[i] = u32(0)
+            if i32(i) < left:
+                if wide:
+                    load_v2(ffi.from_buffer(two), v, at + i64(i) * v_t)
+                    raw[i] = pack(float_of(two[1]), float_of(two[0]))
+                else:
+                    raw[i] = v[(at + i64(i) * v_t) >> i64(1)]
+        if wide and has_16 != i32(0):
+            for i in unroll(_BLOCK):
+                if i32(i) < left:
+                    v16[at_16 + i64(i * pairs)] = raw[i]
+        channel = u32(2) * pair
+        for i in unroll(_BLOCK):
+            values[i], _ = widen_pair(raw[i])
+        staged_scales[channel, block] = u8(quantize_block(values, f32(1), packed))
+        for w in unroll(2):
+            staged[channel, u32(2) * block + u32(w)] = packed[w]
+        for i in unroll(_BLOCK):
+            _, values[i] = widen_pair(raw[i])
+        staged_scales[channel + u32(1), block] = u8(quantize_block(values, f32(1), packed))
+        for w in unroll(2):
+            staged[channel + u32(1), u32(2) * block + u32(w)] = packed[w]
+        cuda.syncthreads()
+
+        # neighbouring lanes write neighbouring tokens: 32 bytes of codes and 4 of scales a channel
+        column = thread % u32(_BLOCKS)
+        for step in unroll(0, head_dim, rows_a_pass):
+            row = u32(step) + thread // u32(_BLOCKS)
+            out = (i64(head) * i64(head_dim) + i64(row)) * i64(tiles) + i64(tile)
+            out = out * i64(_BLOCKS) + i64(column)
+            scales[out] = staged_scales[row, column]
+            store_v2(codes, out * i64(2), staged[row, u32(2) * column], staged[row, u32(2) * column + u32(1)])
+
+    return v_kernel
+
+
+def make_convert(head_dim: int):
+    """Kernel ``convert(y, x, x_b, x_h, x_t, heads, tokens, chunks)``: x f32 to y float16 (batch, heads, tokens, head_dim),
+    contiguous; ``chunks`` of eight elements in all."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, i64 = types.uint32, types.int64
+    ffi, float_of, pack = dev.ffi, dev.mov_f32_b32, dev.cvt_rn_f16x2_f32
+    load_v4, store_v4 = dev.ld_global_nc_v4_u32, dev.st_global_v4_u32
+
+    @unrolled
+    def convert(y, x, x_b, x_h, x_t, heads, tokens, chunks):
+        chunk = i64(cuda.blockIdx.x) * i64(CONVERT_THREADS) + i64(cuda.threadIdx.x)
+        if chunk < chunks:
+            row, column = chunk // i64(head_dim // 8), chunk % i64(head_dim // 8)
+            head, token = row // i64(tokens), row % i64(tokens)
+            at = (head // i64(heads)) * x_b + (head % i64(heads)) * x_h + token * x_t + column * i64(8)
+            wide = cuda.local.array(8, u32)
+            words = cuda.local.array(4, u32)
+            for w in unroll(0, 8, 4):
+                load_v4(ffi.from_buffer(wide[w:]), x, at + i64(w))
+            for w in unroll(4):
+                words[w] = pack(float_of(wide[2 * w + 1]), float_of(wide[2 * w]))
+            store_v4(y, chunk * i64(4), words[0], words[1], words[2], words[3])
+
+    return convert
+
+
+@functools.cache
+def v_kernel(dtype: str, head_dim: int, scale: str) -> Kernel:
+    """The ``v`` kernel for these constants."""
+    constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale}
+    signature = ("u32*", "u8*", "u32*", "u32*", "i32*", "i32", *("i64",) * 3, *("i32",) * 3)
+    return Kernel(make_v, signature, constants, launch_bounds=(threads_of_v(head_dim),))
+
+
+@functools.cache
+def convert_kernel(head_dim: int) -> Kernel:
+    """The ``convert`` kernel for this head_dim."""
+    signature = ("u32*", "u32*", *("i64",) * 3, "i32", "i32", "i64")
+    return Kernel(make_convert, signature, {"head_dim": head_dim}, launch_bounds=(CONVERT_THREADS,))

@@ -1,0 +1,53 @@
+"""The table of what is supported says what dispatch says."""
+
+import pytest
+
+from nbfmha import dispatch, support
+from nbfmha.recipe import PRESETS
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return {title: dict(zip(dispatch.IMPLEMENTATIONS, cells, strict=True)) for title, *cells in support.support_rows()}
+
+
+def test_the_reference_supports_everything(rows):
+    cells = {title: row["reference"] for title, row in rows.items()}
+    assert cells.pop("runs on") == "any CPU"
+    assert cells.pop("head_dim") == "64, 96, 128, 256, other even"
+    assert cells.pop("dtype") == "float16, bfloat16, float32"
+    assert cells.pop("recipe") == ", ".join(PRESETS)
+    assert set(cells.values()) == {"yes", "all"}
+
+
+def test_kernels_support_what_the_issue_asks_for(rows):
+    for name in ("blockscale", "dequant", "emulated"):
+        for title in ("dtype", "recipe", "causal, window, q_offset, softcap, sinks, packed sequences, GQA, MQA"):
+            assert rows[title][name] == rows[title]["reference"]
+        assert rows["`QuantizedTensor` inputs"][name] == "none"
+    assert rows["head_dim"]["blockscale"] == "64, 96, 128, 256"
+    assert rows["runs on"]["blockscale"] == "sm_120a"
+    assert rows["runs on"]["dequant"].startswith("sm_80, ")
+
+
+def test_what_is_not_there_is_said(rows):
+    assert {row["legacy"] for row in rows.values()} == {"nothing yet", "none"}
+
+
+def test_cells_name_the_targets_that_lack_something(monkeypatch):
+    def runs(name, problem, recipe, target):
+        return name == "dequant" and target is not None and (problem.head_dim < 256 or target.major > 8)
+
+    monkeypatch.setattr(support, "_runs", runs)
+    rows = {title: cells for title, *cells in support.support_rows()}
+    column = dispatch.IMPLEMENTATIONS.index("dequant")
+    assert rows["head_dim"][column] == ("64, 96, 128, 256 (not sm_80, sm_86, sm_89), other even (not sm_80, sm_86, sm_89)")
+    assert rows["head_dim"][column + 1] == "none"
+
+
+def test_markdown():
+    lines = support.support_table().splitlines()
+    assert lines[0] == "| | `blockscale` | `legacy` | `dequant` | `emulated` | `reference` |"
+    assert lines[1] == "| --- | --- | --- | --- | --- | --- |"
+    assert {line.count("|") for line in lines} == {7}
+    assert len(lines) == 2 + len(support.support_rows())
