@@ -39,11 +39,13 @@ from nbfmha.quantized_tensor import block_format
 from nbfmha.recipe import P_SCALE, TILE_N, Recipe, resolve_recipe
 from nbfmha.reference import as_float64, check_sinks
 from nbfmha.validation import check_choice
+from ptx_inline.isa.formats import E2M1
 
 ROW_MAX = ("ascending", "descending", "final")
 """Which row max P is taken from: over the tiles so far in that order, or over all."""
 
 _BLOCK = 16
+_SMALLEST_SCALE = np.float32(2.0**-9)
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,11 @@ def quantize_p(p: np.ndarray) -> np.ndarray:
     padded = np.zeros((*lead, -(-keys // _BLOCK) * _BLOCK), np.float32)
     padded[..., :keys] = p
     block = block_format("nvfp4")
-    codes, scales = quantize_blocks(padded.reshape(*lead, -1, _BLOCK), block)
-    return dequantize_blocks(codes, scales, block).reshape(padded.shape)[..., :keys].astype(np.float64)
+    codes, scales = quantize_blocks(padded.reshape(*lead, padded.shape[-1] // _BLOCK, _BLOCK), block)
+    values = dequantize_blocks(codes, scales, block)
+    small = scales == 0  # P has the smallest scale there, 2^-9: no kernel divides by zero
+    values[small] = _SMALLEST_SCALE * E2M1.decode(E2M1.encode(padded.reshape(values.shape)[small] / _SMALLEST_SCALE))
+    return values.reshape(padded.shape)[..., :keys].astype(np.float64)
 
 
 def _to_16_bits(x: np.ndarray, dtype: str) -> np.ndarray:

@@ -44,12 +44,20 @@ NO_LIMIT = 1 << 30  # of a window's side
 
 
 def make_prefill(
-    implementation: str, head_dim: int, dtype: str, quantized: bool, windows: bool, pv: str, rounded: bool, general: bool
+    implementation: str,
+    head_dim: int,
+    dtype: str,
+    quantized: bool,
+    windows: bool,
+    pv: str,
+    rounded: bool,
+    general: bool,
+    has_delta: bool,
 ):
     """Kernel ``prefill(out, ...)``: arguments as ``_signature`` lists them.
 
     dtype: of the call. quantized, windows: whether there are NVFP4 tiles, 16-bit tiles. pv, rounded: the recipe's. general:
-    scores need more than one positive factor (softcap, or softmax_scale <= 0).
+    scores need more than one positive factor (softcap, or softmax_scale <= 0). has_delta: Q smoothing.
     """
     import numpy as np
     from numba import cuda
@@ -83,7 +91,7 @@ def make_prefill(
 
     load_rows, qk_16 = tile_16bit.make_load_rows(head_dim), tile_16bit.make_qk(head_dim, sixteen)
     pv_16 = tile_16bit.make_pv(head_dim, sixteen, False, rounded)
-    load_codes = tile_codes.make_load_codes(head_dim)
+    load_codes = tile_codes.make_load_codes(head_dim, has_delta)
     load_q, qk_codes = tile_blockscale.make_load_q(head_dim), tile_blockscale.make_qk(head_dim)
     pv_codes_f16, pv_codes_nvfp4 = tile_blockscale.make_pv_f16(head_dim), tile_blockscale.make_pv_nvfp4(head_dim, rounded)
     widen_q, widen_kv = tile_dequant.make_widen_q(head_dim), tile_dequant.make_widen_kv(head_dim)
@@ -134,7 +142,7 @@ def make_prefill(
 
     @unrolled
     def prefill(
-        out, lse, q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta, shift, sinks, blocks, has_lse, has_delta, has_shift,
+        out, lse, q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta, shift, sinks, blocks, has_lse, has_shift,
         has_sinks, out_b, out_h, out_t, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, seqlen_q, padded, n_blocks, n_means,
         num_heads_q, qhead_per_kvhead, window_left, window_right, sink_tiles, diagonal_tiles, phases, softmax_scale, cap,
     ):  # fmt: skip
@@ -242,7 +250,7 @@ def make_prefill(
             if quantized and run_from < run_to:
                 cuda.syncthreads()
                 first = i32(k_padded + run_from * i32(TILE_N))
-                load_codes(pool, k, sfk, vt, sfv, delta, has_delta, i64(kv_head), delta_row, first, padded, thread)
+                load_codes(pool, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread)
                 commit()
                 if not blockscale:
                     widen_q(smem, q, sfq, q_row, rows, thread)
@@ -261,14 +269,15 @@ def make_prefill(
                         other = pool
                     if tile + 1 < run_to:
                         first = i32(k_padded + first_n + i32(TILE_N))
-                        load_codes(other, k, sfk, vt, sfv, delta, has_delta, i64(kv_head), delta_row, first, padded, thread)
+                        load_codes(other, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread)
                     commit()
 
-                    for t in unroll(n_tiles):
-                        for r in unroll(4):
-                            acc_s[t, r] = f32(0)
-                    if has_delta != i32(0):
+                    if has_delta:
                         load_delta(acc_s, stage, thread_in_group)
+                    else:
+                        for t in unroll(n_tiles):
+                            for r in unroll(4):
+                                acc_s[t, r] = f32(0)
                     if blockscale:
                         qk_codes(acc_s, a, sfa, stage, lane)
                     else:
@@ -314,21 +323,11 @@ def make_prefill(
 
 
 def _signature(dtype: str) -> tuple[str, ...]:
-    """Types of: out, lse; q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta as bytes; shift, sinks; blocks; 4 flags; strides of
+    """Types of: out, lse; q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta as bytes; shift, sinks; blocks; 3 flags; strides of
     out, q16, k16, v16 in elements; seqlen_q ... phases; softmax_scale, cap."""
     out = "f32*" if dtype == "float32" else "u32*"
-    return (
-        out,
-        "f32*",
-        *("u8*",) * 10,
-        *("f32*",) * 2,
-        "i32*",
-        *("i32",) * 4,
-        *("i64",) * 12,
-        *("i32",) * 11,
-        "f32",
-        "f32",
-    )
+    arrays = (out, "f32*", *("u8*",) * 10, *("f32*",) * 2, "i32*")
+    return (*arrays, *("i32",) * 3, *("i64",) * 12, *("i32",) * 11, "f32", "f32")
 
 
 @functools.cache
@@ -341,11 +340,12 @@ def prefill_kernel(
     pv: str = "f16",
     rounded: bool = False,
     general: bool = False,
+    has_delta: bool = False,
 ) -> Kernel:
     """The kernel for these constants, see ``make_prefill``."""
     constants = {
         "implementation": implementation, "head_dim": head_dim, "dtype": dtype, "quantized": quantized, "windows": windows,
-        "pv": pv, "rounded": rounded, "general": general,
+        "pv": pv, "rounded": rounded, "general": general, "has_delta": has_delta,
     }  # fmt: skip
     bounds = (THREADS, CTAS_PER_SM[head_dim]) if implementation == "dequant" else (THREADS,)
     return Kernel(make_prefill, _signature(dtype), constants, launch_bounds=bounds)
@@ -362,6 +362,7 @@ def kernel_for(problem: Problem, recipe: Recipe, implementation: str) -> Kernel:
         recipe.pv,
         recipe.row_sum == "rounded",
         problem.softcap is not None or problem.softmax_scale <= 0,
+        recipe.smooth_q is not None,
     )
 
 
@@ -427,7 +428,7 @@ def prefill(
         *(0 if view is None else view.array for view in views),
         *(0 if array is None else array for array in optional),
         operands.blocks,
-        *(int(array is not None) for array in (lse, *optional)),
+        *(int(array is not None) for array in (lse, operands.shift, operands.sinks)),
         *out.strides,
         *(stride for view in views for stride in ((0, 0, 0) if view is None else view.strides)),
         problem.seqlen_q,

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from nbfmha.recipe import TILE_N
 
+LOWEST = -1e30
+"""Stands for a row maximum of -inf where something is subtracted from it."""
+
 TOKENS = {
     "rows": (lambda t, e: 8 * t + e, 2),
     "stored": (lambda t, e: 32 * (t >> 2) + 2 * (t & 3) + e, 8),
@@ -75,7 +78,7 @@ def make_step(o_tiles: int, tokens: str, bias: float):
                 for e in unroll(2):
                     largest = max_f32(largest, acc_s[t, 2 * side + e])
             largest = max_f32(row_max[side], quad_max(largest) * scale)
-            origin = largest if largest > f32(-np.inf) else f32(0)
+            origin = max_f32(largest, f32(LOWEST))  # no key yet: P and what came before are 2^-inf all the same
             rescale = ex2(row_max[side] - origin)
             row_max[side] = largest
             shift = f32(bias) - origin
@@ -105,7 +108,8 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
     group of each half of the tile, and lanes q, q ^ 1 share it. "widened": group g is n tiles 2 g, 2 g + 1 of the quad.
 
     P's group maximum is 2^(that of the scores), so one pass of maxima serves softmax and scales (as in SageAttention3,
-    arXiv 2505.11594); the division by s is a subtraction in the exponent; the row sum is that of the groups times s.
+    arXiv 2505.11594); the division by s is a subtraction in the exponent; the row sum is that of the groups times s. The
+    scale is at least 2^-9, the smallest UE4M3: nothing divides by zero.
     """
     import numpy as np
     from numba import cuda
@@ -152,22 +156,21 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
             if not quad_wide:
                 largest = max_f32(largest, bfly(largest, u32(2)))
             largest = max_f32(row_max[side], largest * scale)
-            origin = largest if largest > f32(-np.inf) else f32(0)
+            origin = max_f32(largest, f32(LOWEST))  # no key yet: P and what came before are 2^-inf all the same
             factor[side] = ex2(row_max[side] - origin)
             row_max[side] = largest
             shift = f32(bias) - origin
             total = f32(0)
             for pair in unroll(groups // 2):
                 sixth = shift - f32(log2_6)
-                low_amax = ex2(fma(largest_of[2 * pair], scale, sixth))
-                two = e4m3x2(ex2(fma(largest_of[2 * pair + 1], scale, sixth)), low_amax)
+                low_log = max_f32(fma(largest_of[2 * pair], scale, sixth), f32(-9))
+                high_log = max_f32(fma(largest_of[2 * pair + 1], scale, sixth), f32(-9))
+                two = e4m3x2(ex2(high_log), ex2(low_log))
                 sfp[side, pair] = two
                 both = f16x2_e4m3x2(two)
                 for i in unroll(2):
                     s = widen_f16(u16((both >> u32(16 * i)) & u32(0xFFFF)))
-                    # a scale of zero: P as it is, too small for any code but zero
-                    used = s > f32(0)
-                    own = shift - lg2(s) if used else shift
+                    own = shift - lg2(s)
                     part = f32(0)
                     for t in unroll(tiles_a_group):
                         for e in unroll(2):
@@ -175,7 +178,7 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
                             weight = ex2(fma(acc_s[n, 2 * side + e], scale, own))
                             acc_s[n, 2 * side + e] = weight
                             part += weight
-                    total = fma(part, s if used else f32(1), total)
+                    total = fma(part, s, total)
             row_sum[side] = fma(row_sum[side], factor[side], total)
         if vote_any(u32(1) if factor[0] != f32(1) or factor[1] != f32(1) else u32(0)) != u32(0):
             for t in unroll(o_tiles):

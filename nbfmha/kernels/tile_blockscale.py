@@ -134,7 +134,7 @@ def make_pv_nvfp4(head_dim: int, rounded_sum: bool):
     u32 = types.uint32
     ffi, ldmatrix_x4, load, prmt = dev.ffi, dev.ldmatrix_x4, dev.ld_shared_u32, dev.prmt_b32
     bfly, bits_of, float_of = dev.shfl_sync_bfly_f32, dev.mov_b32_f32, dev.mov_f32_b32
-    e2m1x2 = dev.cvt_rn_satfinite_e2m1x2_f32
+    e2m1x8 = dev.cvt_rn_satfinite_e2m1x8_f32
     mma = make_mma("blockscale")
     stage_of = Stage(head_dim)
     at_v, at_sfv, o_tiles = stage_of.v, stage_of.sfv, head_dim // 8
@@ -146,11 +146,11 @@ def make_pv_nvfp4(head_dim: int, rounded_sum: bool):
         b = cuda.local.array(4, u32)
         for side in unroll(2):
             for half in unroll(2):
-                word = u32(0)
-                for t in unroll(4):
-                    n = 4 * half + t
-                    word |= e2m1x2(acc_s[n, 2 * side + 1], acc_s[n, 2 * side]) << u32(8 * t)
-                a[2 * half + side] = word
+                n, e = 4 * half, 2 * side
+                a[2 * half + side] = e2m1x8(
+                    acc_s[n, e], acc_s[n, e + 1], acc_s[n + 1, e], acc_s[n + 1, e + 1],
+                    acc_s[n + 2, e], acc_s[n + 2, e + 1], acc_s[n + 3, e], acc_s[n + 3, e + 1],
+                )  # fmt: skip
         # lanes q and q ^ 2 hold the scales of one row's four groups; an even lane supplies side 0, an odd one side 1
         packed = prmt(sfp[0, 0], sfp[1, 0], u32(0x5410))
         other = bits_of(bfly(float_of(packed), u32(2)))

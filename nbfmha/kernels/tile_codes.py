@@ -55,8 +55,8 @@ class Stage:
         return self.delta + 4 * TILE_N
 
 
-def make_load_codes(head_dim: int):
-    """Device function ``(smem, k, sfk, vt, sfv, delta, has_delta, kv_head, delta_row, first, padded, thread)``.
+def make_load_codes(head_dim: int, has_delta: bool):
+    """Device function ``(smem, k, sfk, vt, sfv, delta, kv_head, delta_row, first, padded, thread)``.
 
     The tile that begins at padded row ``first`` comes to a stage, asynchronously. kv_head, delta_row: i64, in rows of
     ``padded``.
@@ -82,7 +82,7 @@ def make_load_codes(head_dim: int):
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def load_codes(smem, k, sfk, vt, sfv, delta, has_delta, kv_head, delta_row, first, padded, thread):
+    def load_codes(smem, k, sfk, vt, sfv, delta, kv_head, delta_row, first, padded, thread):
         key = kv_head * i64(padded) + i64(first)
         lane = u32(thread)
         # K's rows of a tile lie end to end
@@ -106,7 +106,7 @@ def make_load_codes(head_dim: int):
             if THREADS * (i + 1) <= head_dim or lane < u32(head_dim - THREADS * i):
                 to = smem + u32(at_sfv + 4 * THREADS * i) + lane * u32(4)
                 cp_async_4(to, sfv, scales_at + i64(THREADS * i) * scale_pitch, u32(4))
-        if has_delta != i32(0) and lane < u32(TILE_N // 4):
+        if has_delta and lane < u32(TILE_N // 4):
             delta_at = (delta_row * i64(padded) + i64(first)) * i64(4) + i64(lane * u32(16))
             cp_async_16(smem + u32(at_delta) + lane * u32(16), delta, delta_at, u32(16))
 
@@ -123,19 +123,27 @@ def make_load_delta(head_dim: int, tokens: str):
     from ptx_inline.unroll import unroll, unrolled
 
     u32 = types.uint32
-    load, float_of = dev.ld_shared_u32, dev.mov_f32_b32
+    ffi, load, load_v2, float_of = dev.ffi, dev.ld_shared_u32, dev.ld_shared_v2_u32, dev.mov_f32_b32
     constant, lane_tokens = TOKENS[tokens]
     place = tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
+    neighbours = tokens == "stored"
     at_delta = Stage(head_dim).delta
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def load_delta(acc_s, stage, thread_in_group):
         at = stage + u32(at_delta) + u32(4 * lane_tokens) * u32(thread_in_group)
+        pair = cuda.local.array(2, u32)
         for t in unroll(TILE_N // 8):
-            for e in unroll(2):
-                value = float_of(load(at + u32(4 * place[t][e])))
-                acc_s[t, e] = value
-                acc_s[t, 2 + e] = value
+            if neighbours:  # a load for each row is no dearer than copies of one load
+                for side in unroll(2):
+                    load_v2(ffi.from_buffer(pair), at + u32(4 * place[t][0]))
+                    acc_s[t, 2 * side] = float_of(pair[0])
+                    acc_s[t, 2 * side + 1] = float_of(pair[1])
+            else:
+                for e in unroll(2):
+                    value = float_of(load(at + u32(4 * place[t][e])))
+                    acc_s[t, e] = value
+                    acc_s[t, 2 + e] = value
 
     return load_delta

@@ -84,6 +84,22 @@ extern "C" __device__ u32 cvt_rn_satfinite_e2m1x2_f32(float high, float low) {
   return codes;
 }
 
+// Eight f32 to eight E2M1 codes, x0 in bits [3:0]: one statement, so that ptxas merges the pairs as it converts them.
+extern "C" __device__ u32 cvt_rn_satfinite_e2m1x8_f32(float x0, float x1, float x2, float x3, float x4, float x5,
+                                                      float x6, float x7) {
+#if HAS_E2M1
+  u32 codes;
+  asm("{ .reg .b8 a, b, c, d; cvt.rn.satfinite.e2m1x2.f32 a, %2, %1; cvt.rn.satfinite.e2m1x2.f32 b, %4, %3; "
+      "cvt.rn.satfinite.e2m1x2.f32 c, %6, %5; cvt.rn.satfinite.e2m1x2.f32 d, %8, %7; mov.b32 %0, {a, b, c, d}; }"
+      : "=r"(codes)
+      : "f"(x0), "f"(x1), "f"(x2), "f"(x3), "f"(x4), "f"(x5), "f"(x6), "f"(x7));
+  return codes;
+#else
+  return cvt_rn_satfinite_e2m1x2_f32(x1, x0) | (cvt_rn_satfinite_e2m1x2_f32(x3, x2) << 8) |
+         (cvt_rn_satfinite_e2m1x2_f32(x5, x4) << 16) | (cvt_rn_satfinite_e2m1x2_f32(x7, x6) << 24);
+#endif
+}
+
 // Two E2M1 codes (bits [7:4] and [3:0]) to two f16, exact. Instruction: PTX ISA 8.6+, sm_100a, sm_120a and families.
 extern "C" __device__ u32 cvt_rn_f16x2_e2m1x2(u32 codes) {
   u32 halves;
