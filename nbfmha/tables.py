@@ -138,6 +138,14 @@ def resources_line(resources) -> str:
     )
 
 
+def steady_loop_line(loop) -> str:
+    """A ``SteadyLoop`` in one line."""
+    return (
+        f"steady loop: {loop.mma} MMAs in {loop.instructions} instructions ({loop.whole} with parts seldom run), "
+        f"{loop.others_per_mma:.1f} others an MMA, at most {loop.longest_span} in a row without one"
+    )
+
+
 def select_fragment(mma: str, operand: str, *, byte_id: int = 0, thread_id: int = 0):
     """The fragment of the one MMA whose key is, or has as dotted parts, ``mma``; D has the layout of C.
 

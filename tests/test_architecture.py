@@ -13,7 +13,8 @@ NAMES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuff
 STDLIB = set(sys.stdlib_module_names)
 HEAVY = {"numba", "cuda", "torch", "cupy", "matplotlib", "cffi", "ml_dtypes"}
 LEAVES = ("nbfmha.bench", "nbfmha.viz", "nbfmha.cli", "nbfmha.testing", "nbfmha.validate", "nbfmha.doctor",
-          "nbfmha.tables", "nbfmha.listing", "nbfmha.ownership", "nbfmha.accuracy", "nbfmha.__main__")  # fmt: skip
+          "nbfmha.tables", "nbfmha.listing", "nbfmha.steady_loop", "nbfmha.support", "nbfmha.ownership", "nbfmha.accuracy",
+          "nbfmha.__main__")  # fmt: skip
 
 
 def imports(path, *, top_level_only=False):

@@ -48,9 +48,19 @@ def _qk(target: Target) -> Kernel:
 
 
 def _prefill(target: Target) -> Kernel:
+    """NVFP4 tiles alone, P in NVFP4 where an MMA takes it."""
     from nbfmha.kernels.prefill import prefill_kernel
 
-    return prefill_kernel(_mma(target), 64)
+    pv = "nvfp4" if target.has_block_scale_mma else "f16"
+    return prefill_kernel(_mma(target), 128, pv=pv, has_delta=True)
+
+
+def _prefill_64(target: Target) -> Kernel:
+    """The same at head_dim 64."""
+    from nbfmha.kernels.prefill import prefill_kernel
+
+    pv = "nvfp4" if target.has_block_scale_mma else "f16"
+    return prefill_kernel(_mma(target), 64, pv=pv, has_delta=True)
 
 
 #: Name -> function of the target that returns the kernel as it would run there: with the block-scale MMA where the
@@ -63,6 +73,7 @@ CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
     "probe": _probe,
     "qk": _qk,
     "prefill": _prefill,
+    "prefill_64": _prefill_64,
 }
 
 

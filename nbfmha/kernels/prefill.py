@@ -27,7 +27,7 @@ from typing import Any
 from nbfmha import gpu_arrays
 from nbfmha.kernels.operands import Operands
 from nbfmha.kernels.tile_16bit import THREADS, TRANSPOSED_PITCH, row_pitch
-from nbfmha.kernels.tile_codes import Stage
+from nbfmha.kernels.tile_codes import DELTA_BYTES, Stage
 from nbfmha.problem import Problem
 from nbfmha.recipe import P_SCALE, TILE_N, Recipe
 from nbfmha.tiles import TILE_M, View, padded_tokens
@@ -84,7 +84,7 @@ def make_prefill(
     k_steps, o_tiles, n_tiles = Stage(head_dim).k_steps, head_dim // 8, TILE_N // 8
     scale_words, all_tiles = (k_steps + 1) // 2, o_tiles + rounded
     stage_bytes, q_bytes = Stage(head_dim).bytes, _q_bytes(implementation, head_dim, windows)
-    rows_bytes = TILE_N * row_pitch(head_dim)
+    rows_bytes, codes_bytes = TILE_N * row_pitch(head_dim), _codes_bytes(implementation, head_dim)
     bias = math.log2(P_SCALE) if nvfp4_p else 0.0
     log2e = 1.4426950408889634
     sixteen = "bfloat16" if dtype == "bfloat16" else "float16"
@@ -102,7 +102,7 @@ def make_prefill(
     step_16 = softmax.make_step(all_tiles, "rows", bias)
     step_4, step_nvfp4 = softmax.make_step(all_tiles, order, bias), softmax.make_step_nvfp4(all_tiles, order, bias)
     lane_tokens_16, lane_tokens_4 = softmax.TOKENS["rows"][1], softmax.TOKENS[order][1]
-    load_delta = tile_codes.make_load_delta(head_dim, order)
+    load_delta = tile_codes.make_load_delta(order)
     general_scores = softmax.make_general_scores()
 
     # what follows the scores of an NVFP4 tile: softmax and P V. Numba types every branch, so each variant is its function
@@ -148,6 +148,7 @@ def make_prefill(
     ):  # fmt: skip
         smem = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
         pool = smem + u32(q_bytes)
+        deltas = pool + u32(codes_bytes)
         thread = i32(cuda.threadIdx.x)
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         group_id, thread_in_group = i32(lane >> i32(2)), i32(lane & i32(3))
@@ -250,30 +251,34 @@ def make_prefill(
             if quantized and run_from < run_to:
                 cuda.syncthreads()
                 first = i32(k_padded + run_from * i32(TILE_N))
-                load_codes(pool, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread)
+                load_codes(pool, deltas, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread)
                 commit()
                 if not blockscale:
                     widen_q(smem, q, sfq, q_row, rows, thread)
                 for tile in range(run_from, run_to):
                     first_n = i32(i32(tile) * i32(TILE_N))
+                    odd = u32((i32(tile) - run_from) & i32(1))
+                    this_delta, next_delta = deltas + odd * u32(DELTA_BYTES), deltas + (odd ^ u32(1)) * u32(DELTA_BYTES)
                     stage = pool
                     if blockscale:
-                        stage = pool + u32((i32(tile) - run_from) & i32(1)) * u32(stage_bytes)
+                        stage = pool + odd * u32(stage_bytes)
                     wait_0()
                     cuda.syncthreads()  # this tile's codes are there, and nobody reads the tile before
                     if blockscale:
-                        other = pool + u32((i32(tile) - run_from + i32(1)) & i32(1)) * u32(stage_bytes)
+                        other = pool + (odd ^ u32(1)) * u32(stage_bytes)
                     else:
                         widen_kv(stage, pool + u32(stage_bytes), pool + u32(stage_bytes + rows_bytes), thread)
                         cuda.syncthreads()  # f16 is there, the codes are used up
                         other = pool
                     if tile + 1 < run_to:
                         first = i32(k_padded + first_n + i32(TILE_N))
-                        load_codes(other, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread)
+                        load_codes(
+                            other, next_delta, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread
+                        )
                     commit()
 
                     if has_delta:
-                        load_delta(acc_s, stage, thread_in_group)
+                        load_delta(acc_s, this_delta, thread_in_group)
                     else:
                         for t in unroll(n_tiles):
                             for r in unroll(4):
@@ -370,10 +375,17 @@ def _q_bytes(implementation: str, head_dim: int, windows: bool) -> int:
     return TILE_M * row_pitch(head_dim) if windows or implementation == "dequant" else 0
 
 
+def _codes_bytes(implementation: str, head_dim: int) -> int:
+    """Two stages of codes; or one, and K and V as f16."""
+    stage = Stage(head_dim).bytes
+    if implementation == "blockscale":
+        return 2 * stage
+    return stage + TILE_N * row_pitch(head_dim) + head_dim * TRANSPOSED_PITCH
+
+
 def shared_bytes(implementation: str, head_dim: int, quantized: bool, windows: bool) -> int:
     """Dynamic shared memory of a CTA, in bytes."""
-    stage, rows = Stage(head_dim).bytes, TILE_N * row_pitch(head_dim)
-    codes = 2 * stage if implementation == "blockscale" else stage + rows + head_dim * TRANSPOSED_PITCH
+    codes, rows = _codes_bytes(implementation, head_dim) + 2 * DELTA_BYTES, TILE_N * row_pitch(head_dim)
     return _q_bytes(implementation, head_dim, windows) + max(codes if quantized else 0, 2 * rows if windows else 0)
 
 

@@ -160,7 +160,8 @@ def _quantize_v(made: dict, v: View, v16: View | None, problem: Problem, recipe:
             codes, scales, v.array, *_or_null(_written(v16, problem)), tables.key_tiles, int(v16 is not None), *v.strides,
             problem.seqlen_k, tiles, problem.num_heads_kv,
         )  # fmt: skip
-        gpu_arrays.launch(kernel, _grid(heads * tiles), (prepass_values.threads_of_v(head_dim),), arguments)
+        grid = _grid(heads * tiles * (head_dim // prepass_values.channels_of_v(head_dim)))
+        gpu_arrays.launch(kernel, grid, (prepass_values.threads_of_v(head_dim),), arguments)
 
 
 def _delta(q_mean: Any, k: View, k_mean: Any, problem: Problem, tables: Tables) -> Any:

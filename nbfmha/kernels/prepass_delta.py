@@ -116,8 +116,8 @@ def make_delta(dtype: str, head_dim: int):
         delta, q_mean, k, k_mean, key_tiles, mean_blocks, has_mean, k_b, k_h, k_t, rows, row_tiles, n_means, tiles,
         token_tiles, num_heads_kv, n_sequences, slab_bytes,
     ):  # fmt: skip
-        rows_smem = to_shared(ffi.from_buffer(cuda.shared.array(row_words, u32)))
-        tokens_smem = to_shared(ffi.from_buffer(cuda.shared.array(token_words, u32)))
+        rows_smem = to_shared(ffi.from_buffer(cuda.shared.array(row_words, u32, 16)))
+        tokens_smem = to_shared(ffi.from_buffer(cuda.shared.array(token_words, u32, 16)))
         thread, cta = u32(cuda.threadIdx.x), i32(cuda.blockIdx.x)
         row_tile, other = cta % row_tiles, cta // row_tiles
         token_tile, head = other % token_tiles, other // token_tiles

@@ -281,8 +281,9 @@ def q_kernel(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool) -> 
         "u32*", "u8*", "u32*", "f32*", "f32*", "u32*", "u32*", "i32*", "i32", "i32", *("i64",) * 3, *("i32",) * 5
     )  # fmt: skip
     threads = threads_of(head_dim)
-    # 80 registers are enough, and 768 threads an SM hide more latency than the 512 that fit at 106
-    return Kernel(make_q, signature, constants, launch_bounds=(threads, max(1, 768 // threads)))
+    # 80 registers are enough for 16-bit inputs, and 768 threads an SM hide more latency than the 512 that fit at 106
+    launch_bounds = (threads,) if dtype == "float32" else (threads, max(1, 768 // threads))
+    return Kernel(make_q, signature, constants, launch_bounds=launch_bounds)
 
 
 @functools.cache
@@ -290,4 +291,7 @@ def k_kernel(dtype: str, head_dim: int, scale: str) -> Kernel:
     """The ``k`` kernel for these constants."""
     constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale}
     signature = ("u32*", "u8*", "u32*", "u32*", "u32*", "i32*", "i32", "i32", *("i64",) * 3, *("i32",) * 4)
-    return Kernel(make_k, signature, constants, launch_bounds=(threads_of(head_dim),))
+    threads = threads_of(head_dim)
+    # ptxas makes do with 64 registers at 512 threads; for float32 that spills, unless it is told that more are to be had
+    launch_bounds = (threads, max(1, 768 // threads)) if dtype == "float32" else (threads,)
+    return Kernel(make_k, signature, constants, launch_bounds=launch_bounds)

@@ -1,8 +1,8 @@
 """V of the pre-pass, and float32 inputs that nothing quantises.
 
 ===========  =============================================================================================================
-``v``        CTA = (kv head, tile of 64 tokens): V transposed, each thread quantises 16 tokens of two channels. Reads are
-             coalesced along channels; codes and scales go through shared memory and leave along tokens
+``v``        CTA = (kv head, tile of 64 tokens, up to 128 channels): V transposed, each thread quantises 16 tokens of two
+             channels. Reads are coalesced along channels; codes and scales go through shared memory and leave along tokens
 ``convert``  a thread rounds 8 elements of a float32 input to float16
 ===========  =============================================================================================================
 """
@@ -21,9 +21,14 @@ _BLOCK = 16
 _BLOCKS = TILE_N // _BLOCK
 
 
+def channels_of_v(head_dim: int) -> int:
+    """Channels of a CTA of the ``v`` kernel."""
+    return min(head_dim, 128)
+
+
 def threads_of_v(head_dim: int) -> int:
     """Threads of a CTA of the ``v`` kernel: one for two channels and 16 tokens."""
-    return head_dim // 2 * _BLOCKS
+    return channels_of_v(head_dim) // 2 * _BLOCKS
 
 
 def make_v(dtype: str, head_dim: int, scale: str):
@@ -38,23 +43,26 @@ def make_v(dtype: str, head_dim: int, scale: str):
     f32, u8, u32, i32, i64 = types.float32, types.uint8, types.uint32, types.int32, types.int64
     ffi, float_of, pack = dev.ffi, dev.mov_f32_b32, dev.cvt_rn_f16x2_f32
     load_v2, store_v2 = dev.ld_global_nc_v2_u32, dev.st_global_v2_u32
-    threads, pairs = threads_of_v(head_dim), head_dim // 2
-    rows_a_pass = threads // _BLOCKS
+    channels, pairs = channels_of_v(head_dim), channels_of_v(head_dim) // 2
+    parts, row_pairs = head_dim // channels, head_dim // 2
+    rows_a_pass = threads_of_v(head_dim) // _BLOCKS
     pitch = 2 * _BLOCKS + 1  # odd: the channels of a warp hit different banks
     wide = dtype == "float32"
     widen_pair, quantize_block = make_widen_pair(dtype), make_quantize_block(dtype, "nvfp4", scale, False)
 
     @unrolled
     def v_kernel(codes, scales, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv):
-        staged = cuda.shared.array((head_dim, pitch), u32)
-        staged_scales = cuda.shared.array((head_dim, _BLOCKS), u8)
+        staged = cuda.shared.array((channels, pitch), u32)
+        staged_scales = cuda.shared.array((channels, _BLOCKS), u8)
         thread, cta = u32(cuda.threadIdx.x), i32(cuda.blockIdx.x)
         pair, block = thread % u32(pairs), thread // u32(pairs)
-        head, tile = cta // tiles, cta % tiles
+        part, other = cta % i32(parts), cta // i32(parts)
+        head, tile = other // tiles, other % tiles
         first = i32(u32(_BLOCK) * block)
         source, left = key_tiles[4 * tile] + first, key_tiles[4 * tile + 1] - first
-        at = i64(head // num_heads_kv) * v_b + i64(head % num_heads_kv) * v_h + i64(source) * v_t + i64(2) * i64(pair)
-        at_16 = (i64(head) * i64(seqlen_k) + i64(source)) * i64(pairs) + i64(pair)
+        row_pair = i64(part) * i64(pairs) + i64(pair)
+        at = i64(head // num_heads_kv) * v_b + i64(head % num_heads_kv) * v_h + i64(source) * v_t + i64(2) * row_pair
+        at_16 = (i64(head) * i64(seqlen_k) + i64(source)) * i64(row_pairs) + row_pair
         raw = cuda.local.array(_BLOCK, u32)
         two = cuda.local.array(2, u32)
         values = cuda.local.array(_BLOCK, f32)
@@ -70,7 +78,7 @@ def make_v(dtype: str, head_dim: int, scale: str):
         if wide and has_16 != i32(0):
             for i in unroll(_BLOCK):
                 if i32(i) < left:
-                    v16[at_16 + i64(i * pairs)] = raw[i]
+                    v16[at_16 + i64(i * row_pairs)] = raw[i]
         channel = u32(2) * pair
         for i in unroll(_BLOCK):
             values[i], _ = widen_pair(raw[i])
@@ -86,9 +94,9 @@ def make_v(dtype: str, head_dim: int, scale: str):
 
         # neighbouring lanes write neighbouring tokens: 32 bytes of codes and 4 of scales a channel
         column = thread % u32(_BLOCKS)
-        for step in unroll(0, head_dim, rows_a_pass):
+        for step in unroll(0, channels, rows_a_pass):
             row = u32(step) + thread // u32(_BLOCKS)
-            out = (i64(head) * i64(head_dim) + i64(row)) * i64(tiles) + i64(tile)
+            out = (i64(head) * i64(head_dim) + i64(part) * i64(channels) + i64(row)) * i64(tiles) + i64(tile)
             out = out * i64(_BLOCKS) + i64(column)
             scales[out] = staged_scales[row, column]
             store_v2(codes, out * i64(2), staged[row, u32(2) * column], staged[row, u32(2) * column + u32(1)])
@@ -132,7 +140,10 @@ def v_kernel(dtype: str, head_dim: int, scale: str) -> Kernel:
     """The ``v`` kernel for these constants."""
     constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale}
     signature = ("u32*", "u8*", "u32*", "u32*", "i32*", "i32", *("i64",) * 3, *("i32",) * 3)
-    return Kernel(make_v, signature, constants, launch_bounds=(threads_of_v(head_dim),))
+    threads = threads_of_v(head_dim)
+    # ptxas makes do with 64 registers; for float32 that spills on sm_120a, unless it is told that 80 are to be had
+    launch_bounds = (threads, max(1, 768 // threads)) if dtype == "float32" else (threads,)
+    return Kernel(make_v, signature, constants, launch_bounds=launch_bounds)
 
 
 @functools.cache

@@ -177,7 +177,7 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
                             n = tiles_a_group * (2 * pair + i) + t
                             weight = ex2(fma(acc_s[n, 2 * side + e], scale, own))
                             acc_s[n, 2 * side + e] = weight
-                            part += weight
+                            part = weight if t + e == 0 else part + weight
                     total = fma(part, s, total)
             row_sum[side] = fma(row_sum[side], factor[side], total)
         if vote_any(u32(1) if factor[0] != f32(1) or factor[1] != f32(1) else u32(0)) != u32(0):

@@ -1,11 +1,12 @@
 """A tile of 64 keys in NVFP4 as it comes from memory: where its codes and scales lie in a stage of shared memory.
 
+The 64 corrections of the query block (delta) come with it, to a place of their own: they are read after the codes.
+
 ==============  =====================================================================================================
 K codes         64 rows of 32 bytes a k step of 64 channels, pitch 16 bytes more: no bank conflict for ``ldmatrix``
 V codes         head_dim rows of 32 bytes (64 tokens), pitch 48
 sfk             64 rows of 4 bytes a k step
 sfv             head_dim words: the four blocks of 16 tokens of one channel
-delta           64 f32, the corrections of the query block
 ==============  =====================================================================================================
 """
 
@@ -17,6 +18,7 @@ from nbfmha.kernels.tile_16bit import THREADS
 from nbfmha.recipe import TILE_N
 
 V_PITCH = TILE_N // 2 + 16
+DELTA_BYTES = 4 * TILE_N
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,12 @@ class Stage:
         return self.sfk + TILE_N * 4 * self.k_steps
 
     @property
-    def delta(self) -> int:
-        return self.sfv + 4 * self.head_dim
-
-    @property
     def bytes(self) -> int:
-        return self.delta + 4 * TILE_N
+        return self.sfv + 4 * self.head_dim
 
 
 def make_load_codes(head_dim: int, has_delta: bool):
-    """Device function ``(smem, k, sfk, vt, sfv, delta, kv_head, delta_row, first, padded, thread)``.
+    """Device function ``(smem, delta_smem, k, sfk, vt, sfv, delta, kv_head, delta_row, first, padded, thread)``.
 
     The tile that begins at padded row ``first`` comes to a stage, asynchronously. kv_head, delta_row: i64, in rows of
     ``padded``.
@@ -70,19 +68,12 @@ def make_load_codes(head_dim: int, has_delta: bool):
     u32, i32, i64 = types.uint32, types.int32, types.int64
     cp_async_16, cp_async_4 = dev.cp_async_cg_16, dev.cp_async_ca_4
     stage = Stage(head_dim)
-    k_steps, k_pitch, at_v, at_sfk, at_sfv, at_delta = (
-        stage.k_steps,
-        stage.k_pitch,
-        stage.v,
-        stage.sfk,
-        stage.sfv,
-        stage.delta,
-    )
+    k_steps, k_pitch, at_v, at_sfk, at_sfv = stage.k_steps, stage.k_pitch, stage.v, stage.sfk, stage.sfv
     chunks, rows_a_pass = 2 * k_steps, THREADS // (2 * k_steps)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def load_codes(smem, k, sfk, vt, sfv, delta, kv_head, delta_row, first, padded, thread):
+    def load_codes(smem, delta_smem, k, sfk, vt, sfv, delta, kv_head, delta_row, first, padded, thread):
         key = kv_head * i64(padded) + i64(first)
         lane = u32(thread)
         # K's rows of a tile lie end to end
@@ -108,13 +99,13 @@ def make_load_codes(head_dim: int, has_delta: bool):
                 cp_async_4(to, sfv, scales_at + i64(THREADS * i) * scale_pitch, u32(4))
         if has_delta and lane < u32(TILE_N // 4):
             delta_at = (delta_row * i64(padded) + i64(first)) * i64(4) + i64(lane * u32(16))
-            cp_async_16(smem + u32(at_delta) + lane * u32(16), delta, delta_at, u32(16))
+            cp_async_16(delta_smem + lane * u32(16), delta, delta_at, u32(16))
 
     return load_codes
 
 
-def make_load_delta(head_dim: int, tokens: str):
-    """Device function ``(acc_s: f32[8, 4], stage, thread_in_group)``: the corrections of a stage, to all rows."""
+def make_load_delta(tokens: str):
+    """Device function ``(acc_s: f32[8, 4], delta_smem, thread_in_group)``: a tile's corrections, to all rows."""
     from numba import cuda
     from numba.core import types
 
@@ -123,16 +114,16 @@ def make_load_delta(head_dim: int, tokens: str):
     from ptx_inline.unroll import unroll, unrolled
 
     u32 = types.uint32
-    ffi, load, load_v2, float_of = dev.ffi, dev.ld_shared_u32, dev.ld_shared_v2_u32, dev.mov_f32_b32
+    ffi, float_of = dev.ffi, dev.mov_f32_b32
+    load, load_v2 = dev.ld_shared_u32, dev.ld_volatile_shared_v2_u32
     constant, lane_tokens = TOKENS[tokens]
     place = tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
     neighbours = tokens == "stored"
-    at_delta = Stage(head_dim).delta
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def load_delta(acc_s, stage, thread_in_group):
-        at = stage + u32(at_delta) + u32(4 * lane_tokens) * u32(thread_in_group)
+    def load_delta(acc_s, delta_smem, thread_in_group):
+        at = delta_smem + u32(4 * lane_tokens) * u32(thread_in_group)
         pair = cuda.local.array(2, u32)
         for t in unroll(TILE_N // 8):
             if neighbours:  # a load for each row is no dearer than copies of one load

@@ -9,12 +9,11 @@ from nbfmha.emulated import Machine
 
 
 class EmulatedDevice:
-    """An emulated sm_120a, with the block-scale MMA."""
-
-    implementation = "blockscale"
+    """An emulated GPU: sm_120a with the block-scale MMA, sm_90a by exact dequantisation."""
 
     def __init__(self, arch: str = "sm_120a"):
         self.machine = Machine(arch)
+        self.implementation = "blockscale" if arch == "sm_120a" else "dequant"
 
     def to_device(self, x: np.ndarray):
         if x.dtype == ml_dtypes.bfloat16:

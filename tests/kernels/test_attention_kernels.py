@@ -89,6 +89,22 @@ def test_emulated_bfloat16():
     assert_close(out.swapaxes(-2, -3).astype(float), lse, *expected, ulp=2.0**-8)
 
 
+def test_emulated_torch_tensors(torch):
+    q, k, v = make()
+    options = {"causal": True, "window": (200, None), "impl": "emulated", "return_lse": True}
+    tensors = [torch.from_numpy(x) for x in (q, k, v)]
+    out, lse = nbfmha.attention(*tensors, sinks=torch.from_numpy(SINKS), **options)
+    expected, expected_lse = nbfmha.attention(q, k, v, sinks=SINKS, **options)
+    np.testing.assert_array_equal(out.numpy(), expected)
+    np.testing.assert_array_equal(lse.numpy(), expected_lse)
+    bf16 = [x.bfloat16() for x in tensors]
+    options |= {"recipe": Recipe(qk="f16", v_format="f16"), "out": torch.empty_like(bf16[0])}
+    out, _ = nbfmha.attention(*bf16, **options)
+    assert out is options["out"]
+    expected = nbfmha.attention(*bf16, causal=True, window=(200, None), recipe=options["recipe"])
+    torch.testing.assert_close(out, expected, rtol=2.0**-7, atol=1e-4)
+
+
 @pytest.mark.gpu
 class TestTorch:
     def run(self, gpu, q, k, v, **options):

@@ -82,6 +82,13 @@ def test_equals_the_model(device, call):
     assert_attention(*run(device, call), call=call)
 
 
+@pytest.mark.parametrize("name", ["accurate", "sage3"])
+def test_dequantised_without_a_race(name):
+    """What the GPU runs, on the emulator too: it knows of every access that nothing orders."""
+    call = Call(lengths=(70, 330), heads=(2, 1), options=CAUSAL, recipe=PRESETS[name])
+    assert_attention(*run(EmulatedDevice("sm_90a"), call), call=call)
+
+
 @pytest.mark.parametrize("recipe", [SMOOTH, PRESETS["accurate"]], ids=["smooth", "accurate"])
 def test_sinks_join_the_denominator(device, recipe):
     call = Call(lengths=(33, 150), heads=(4, 2), options=CAUSAL, recipe=recipe)

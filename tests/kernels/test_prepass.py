@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from devices import EmulatedDevice, GpuDevice
 
-from nbfmha import nvfp4
+from nbfmha import gpu_arrays, nvfp4
 from nbfmha.emulated import Machine
 from nbfmha.kernels import prepass, prepass_tables
 from nbfmha.kernels.operands import stored_order
@@ -277,6 +277,25 @@ def test_few_tables_are_kept():
     assert again is not tables[0], "the oldest is still there"
     assert prepass_tables.tables_of(Problem(1, 1, 1, 1, 8, 64), 128, like) is not tables[1]
     assert prepass_tables.tables_of(Problem(2, 1, 1, 20, 8, 96), 64, like) is tables[20]
+
+
+@pytest.mark.parametrize("use", ["capture", "another stream"])
+def test_tables_that_may_be_read_again_later_stay(monkeypatch, use):
+    like = Machine("sm_120a").array(np.zeros(8, np.float16))
+    problem = Problem(1, 1, 1, 100, 100, 64)
+    tables = prepass_tables.tables_of(problem, 64, like)
+    with monkeypatch.context() as patch:
+        if use == "capture":
+            patch.setattr(gpu_arrays, "is_capturing", lambda array: True)
+        else:
+            patch.setattr(gpu_arrays, "stream_of", lambda array: 7)
+        assert prepass_tables.tables_of(problem, 64, like) is tables
+        if use == "capture":
+            with pytest.raises(RuntimeError, match="the first call of these lengths copies tables; make it before"):
+                prepass_tables.tables_of(Problem(1, 1, 1, 101, 100, 64), 64, like)
+    for n in range(prepass_tables.MAX_TABLES + 1):
+        prepass_tables.tables_of(Problem(1, 1, 1, n, 8, 64), 64, like)
+    assert prepass_tables.tables_of(problem, 64, like) is tables
 
 
 @pytest.mark.gpu
