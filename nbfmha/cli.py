@@ -75,6 +75,14 @@ def doctor(json_path: Json = None):
 
 @app.command()
 def validate(
+    what: Annotated[
+        str,
+        typer.Option(
+            "--what",
+            help="core: formats, layouts, the MMA, Q·K^T, the quantisers, the machine code. attention: nbfmha.attention, "
+            "recipe by recipe, and what each recipe costs on real data. all: both.",
+        ),
+    ] = "core",
     impl: Annotated[
         str,
         typer.Option(
@@ -90,11 +98,11 @@ def validate(
     plot: Annotated[Path | None, typer.Option("--plot", metavar="DIR", help="Draw layouts and results into DIR.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random cases.")] = 0,
 ):
-    """Check formats, layouts, the MMA, Q·K^T, the quantisers and the machine code. Exit code 1 when anything fails."""
+    """Check formats, layouts, the MMA, Q·K^T, quantisers, machine code; or attention. Exit code 1 where a check fails."""
     from nbfmha.validate import session
 
     try:
-        ok = session.run(_console(), impl=impl, arch=arch, json_path=json_path, plot_directory=plot, seed=seed)
+        ok = session.run(_console(), what=what, impl=impl, arch=arch, json_path=json_path, plot_directory=plot, seed=seed)
     except (ValueError, RuntimeError) as error:
         _stop(str(error))
     except OSError as error:
@@ -158,6 +166,12 @@ def _list_kernel(kind: str, name: str, arch: str, *, mix_only: bool) -> None:
     title = f"{shown.name}, {kind.upper()} for {arch}"
     console.print(tables.instruction_mix_table(shown.opcodes, shown.mma, title))
     console.print(tables.resources_line(resources), soft_wrap=True)
+    if kind == "sass":
+        from nbfmha.steady_loop import steady_loop
+
+        loop = steady_loop(shown.text)
+        if loop is not None:
+            console.print(tables.steady_loop_line(loop), soft_wrap=True)
 
 
 @app.command()

@@ -1,30 +1,37 @@
 """The validation harness: every check of ``nbfmha validate`` as a case that the command and the tests both run.
 
-``all_cases()`` lists them in the order of the table; a ``Context`` says what they run on. Modules: ``case`` (what a case
-is), ``runner``, ``report`` (table, summary, JSON), ``implementations`` (who computes), ``warp_model`` (Q·K^T of one
-warp in NumPy), ``prepare`` (compiles ahead), and modules of cases.
+``select_cases(what)`` lists them in the order of the table; a ``Context`` says what they run on. Modules: ``case`` (what
+a case is), ``runner``, ``report`` (tables, summary, JSON), ``implementations`` (who computes), ``warp_model`` (Q·K^T of
+one warp in NumPy), ``prepare`` (compiles ahead), ``problems`` and ``attention_problems`` (inputs and budgets), and modules
+of cases.
 """
 
 from nbfmha.validate.case import EVIDENCE, GROUPS, Case, Context, Result
 from nbfmha.validate.runner import Outcome, run_case, run_cases
+from nbfmha.validation import check_choice
 
 __all__ = [
     "EVIDENCE",
     "GROUPS",
+    "WHAT",
     "Case",
     "Context",
     "Outcome",
     "Result",
-    "all_cases",
     "run_case",
     "run_cases",
+    "select_cases",
 ]
 
+WHAT = ("core", "attention", "all")
+"""What ``nbfmha validate --what`` can run: formats to Q·K^T and quantisers, attention, or both."""
 
-def all_cases() -> tuple[Case, ...]:
-    """Every case, in the order of the table."""
+
+def select_cases(what: str = "core") -> tuple[Case, ...]:
+    """The cases of an entry of ``WHAT``, in the order of the table. Raises ValueError for another name."""
     from nbfmha.validate import (
         cases_assembled,
+        cases_attention,
         cases_formats,
         cases_fragments,
         cases_kernels,
@@ -34,7 +41,7 @@ def all_cases() -> tuple[Case, ...]:
         cases_real,
     )
 
-    modules = (
+    core = (
         cases_formats,
         cases_fragments,
         cases_mma,
@@ -44,4 +51,5 @@ def all_cases() -> tuple[Case, ...]:
         cases_real,
         cases_assembled,
     )
-    return tuple(case for module in modules for case in module.registry.cases())
+    modules = {"core": core, "attention": (cases_attention,), "all": (*core, cases_attention)}
+    return tuple(case for module in modules[check_choice("what", what, WHAT)] for case in module.registry.cases())

@@ -30,6 +30,7 @@ GROUPS = {
     "quantiser": "quantisers and scale layouts",
     "real": "real attention data",
     "assembled": "machine code",
+    "attention": "attention, recipe by recipe",
 }
 
 

@@ -1,4 +1,4 @@
-"""Who computes: the implementations of the MMA tile, of tiled Q·K^T and of the quantisers that a validation can be run on.
+"""Who computes: the implementations of the MMA tile, tiled Q·K^T, quantisers and attention that a validation can run on.
 
 Each one is chosen by name and never replaced: asking for one that cannot run here raises with the reason. ``auto``
 takes the first that can, and ``explain_auto`` says why the others were passed over.
@@ -15,7 +15,7 @@ import numpy as np
 from nbfmha import doctor
 from nbfmha.emulated import EmulatedArray, Machine
 
-#: Implementations of Q·K^T, in the order in which ``auto`` tries them.
+#: Implementations, in the order in which ``auto`` tries them.
 PREFERENCE = ("blockscale", "dequant", "emulated", "reference")
 CHOICES = ("auto", *PREFERENCE)
 BLOCK_SCALE_MMA = "m16n8k64.mxf4nvf4.4x"
@@ -79,12 +79,21 @@ class Implementation(Protocol):
         float32 (T, 32, 4)."""
         ...
 
+    def attention(self, q, k, v, **options) -> tuple[np.ndarray, np.ndarray]:
+        """``nbfmha.attention`` of NumPy arrays (..., heads, tokens, head_dim) with its options but ``impl`` and ``out``:
+        (out, lse) in NumPy."""
+        ...
+
 
 class Reference:
-    """The NumPy warp model: registers packed by the fragment maps, multiplied by the bit-exact model of the MMA."""
+    """NumPy's models: of the warp, registers packed by the fragment maps and multiplied by the bit-exact model of the MMA;
+    and of the recipe, for attention."""
 
     name = "reference"
-    proof = "bit-exact NumPy model of the MMA, reproducing transcripts of an RTX PRO 6000"
+    proof = (
+        "NumPy on this CPU (the MMA by its bit-exact model, which reproduces transcripts of an RTX PRO 6000; attention by "
+        "the recipe's model in float64)"
+    )
     on_gpu = False
     runs_kernels = False
     multiplies_scales = True
@@ -102,6 +111,11 @@ class Reference:
         from ptx_inline.isa.arithmetic import mma_registers
 
         return mma_registers(BLOCK_SCALE_MMA, a, b, c, sfa, sfb, thread_id_a=thread_id_a, thread_id_b=thread_id_b)
+
+    def attention(self, q, k, v, **options) -> tuple[np.ndarray, np.ndarray]:
+        from nbfmha.forward import attention
+
+        return attention(q, k, v, **options, impl="reference", return_lse=True)
 
 
 class KernelRunner(ABC):
@@ -141,6 +155,13 @@ class KernelRunner(ABC):
 
     def mma_registers(self, a, b, c, sfa, sfb, thread_id_a: int = 0, thread_id_b: int = 0) -> np.ndarray:
         return self.probe(self.kernels, a, b, c, sfa, sfb, thread_id_a, thread_id_b)
+
+    def attention(self, q, k, v, **options) -> tuple[np.ndarray, np.ndarray]:
+        from nbfmha.forward import attention
+
+        q, k, v = (self.to_device(np.ascontiguousarray(array)) for array in (q, k, v))
+        out, lse = attention(q, k, v, **options, impl=self.kernels, return_lse=True)
+        return out.copy_to_host(), lse.copy_to_host()
 
     def probe(self, mma: str, a, b, c, sfa, sfb, thread_id_a: int = 0, thread_id_b: int = 0) -> np.ndarray:
         """The kernel of ``nbfmha.kernels.probe`` for ``mma``, one CTA a tile; D starts as NaN."""

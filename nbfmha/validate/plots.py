@@ -1,4 +1,4 @@
-"""The drawings of ``nbfmha validate --plot``: layouts, the wrong packing, and scores with their errors."""
+"""The drawings of ``nbfmha validate --plot``: layouts, the wrong packing, scores and attention with their errors."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nbfmha import nvfp4, scale_layouts, viz
-from nbfmha.validate import cases_mma, problems
+from nbfmha.validate import cases_attention, cases_mma, problems
 from nbfmha.validate.case import Context
 from nbfmha.validate.warp_model import MMA, Packing
 from ptx_inline.isa.fragments import fragment, wrong_row_major_fragment
 
 
-def draw_all(directory: Path, context: Context) -> Iterator[Path]:
-    """Write every drawing into ``directory`` (PNG) and yield its path as soon as it is there."""
+def draw_all(directory: Path, context: Context, what: str = "core") -> Iterator[Path]:
+    """Write every drawing of an entry of ``nbfmha.validate.WHAT`` into ``directory`` (PNG) and yield its path as soon as it
+    is there."""
+    if what != "attention":
+        yield from _draw_core(directory, context)
+    if what != "core":
+        yield from _draw_attention(directory)
+
+
+def _draw_core(directory: Path, context: Context) -> Iterator[Path]:
     for operand in ("A", "B", "C", "SFA", "SFB"):
         yield viz.save(viz.draw_fragment(fragment(MMA, operand)), directory / f"fragment_{operand}.png")
     for layout in scale_layouts.SCALE_LAYOUTS:
@@ -26,6 +34,15 @@ def draw_all(directory: Path, context: Context) -> Iterator[Path]:
         figure = viz.draw_tiles(cases_mma.indicator_tiles(context, packing), title=f"{title}, {name}", limit=256)
         yield viz.save(figure, directory / f"indicators_{title.replace(' ', '_').replace('-', '_')}.png")
     yield viz.save(draw_real_scores(context), directory / "real_scores.png")
+
+
+def _draw_attention(directory: Path) -> Iterator[Path]:
+    """The recipes' models on the whole sample: how far each is from float64 attention, and for which queries."""
+    expected, outputs = cases_attention.sample_outputs()
+    outs = {name: output.out for name, output in outputs.items()}
+    title = "each recipe against float64 attention, layer 9 of SmolLM2-135M, causal"
+    yield viz.save(viz.draw_accuracy(outs, expected.out, title=title), directory / "attention_accuracy.png")
+    yield viz.save(viz.draw_error_map(outs, expected.out, title=title), directory / "attention_error_map.png")
 
 
 def draw_real_scores(context: Context, *, head: int = 0, queries: int = 192):

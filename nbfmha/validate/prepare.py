@@ -34,7 +34,7 @@ class Recorder(Machine):
         super().__init__(arch)
         self.kernels: dict[Kernel, None] = {}
 
-    def _run(self, kernel, grid, block, arguments, arrays):
+    def _run(self, kernel, grid, block, arguments, arrays, smem_bytes):
         self.kernels.setdefault(kernel)
         for array in arrays.values():
             array.write(np.zeros(array.shape, array.host_dtype))
@@ -68,10 +68,10 @@ class PreparedMachine(Machine):
     def __exit__(self, *exception) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def _run(self, kernel, grid, block, arguments, arrays):
+    def _run(self, kernel, grid, block, arguments, arrays, smem_bytes):
         self._wait_for(self._core, "compiling the emulator, once (about 40 s of one core)")
         self._wait_for(self._jobs.get(kernel), "compiling kernels, once")
-        return super()._run(kernel, grid, block, arguments, arrays)
+        return super()._run(kernel, grid, block, arguments, arrays, smem_bytes)
 
     def _wait_for(self, job: Future | None, what: str) -> None:
         if job is not None and wait([job], _MOMENT).not_done:

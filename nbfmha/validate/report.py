@@ -1,11 +1,11 @@
-"""The table, the summary and the JSON of a validation run."""
+"""The tables, the summary and the JSON of a validation run."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from nbfmha.tables import Block
 from nbfmha.validate.case import EVIDENCE, GROUPS, Case, Context
 from nbfmha.validate.runner import Outcome
 
@@ -104,6 +105,27 @@ class LiveReport:
             # a row may take several lines, and Live cuts off what is taller than the terminal
             latest = self._outcomes[-max(1, self._console.height // 4) :]
             self._live.update(Group(OutcomeTable(latest).table, self._progress))
+
+
+def extra_tables(outcomes: Sequence[Outcome]) -> list[Block]:
+    """What cases found beyond one line each: the accuracy of the recipes."""
+    from nbfmha.validate.cases_attention import ACCURACY
+
+    found = [outcome.result.details for outcome in outcomes if outcome.case.name == ACCURACY]
+    return [accuracy_table(details["recipes"]) for details in found if "recipes" in details]
+
+
+def accuracy_table(recipes: Mapping[str, Mapping[str, float]]) -> Block:
+    """A row for each recipe, of the fields of ``nbfmha.accuracy.Accuracy``."""
+    title = "Real attention (layer 9 of SmolLM2-135M, 512 tokens, 9 heads, causal) against float64, inputs not quantised"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    for name in ("cosine", "relative L2", "worst row", "largest LSE error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, one in recipes.items():
+        figures = (one["cosine"], one["relative_l2"], one["worst_row"], one["lse_error"])
+        table.add_row(escape(name), f"{figures[0]:.5f}", *(f"{figure:.4f}" for figure in figures[1:]))
+    return Block(Text(title, "bold"), table)
 
 
 def summary(outcomes: Sequence[Outcome], context: Context, environment: dict, seconds: float) -> Text:

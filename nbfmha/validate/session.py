@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nbfmha import doctor
-from nbfmha.validate import all_cases, implementations, report, run_cases
+from nbfmha.validate import implementations, report, run_cases, select_cases
 from nbfmha.validate.case import Case, Context
 
 DEFAULT_TARGET = "sm_120a"
@@ -20,19 +20,22 @@ DEFAULT_TARGET = "sm_120a"
 def run(
     console: Console,
     *,
+    what: str = "core",
     impl: str = "auto",
     arch: str | None = None,
     json_path: Path | None = None,
     plot_directory: Path | None = None,
     seed: int = 0,
 ) -> bool:
-    """Run every case, print the table and the summary; True when nothing failed.
+    """Run the cases of ``what``, print the tables and the summary; True when nothing failed.
 
-    impl: an entry of ``implementations.CHOICES``; arch: a target to assemble and emulate for, None for sm_120a where the
-    toolchain is installed; json_path, plot_directory: where to write the report and the drawings. Raises ValueError for
-    an unknown implementation or target, ``implementations.Unavailable`` for an implementation that cannot run here, and
-    OSError for a file that could not be written, before any case runs where that can be known.
+    what: an entry of ``nbfmha.validate.WHAT``; impl: an entry of ``implementations.CHOICES``; arch: a target to assemble
+    and emulate for, None for sm_120a where the toolchain is installed; json_path, plot_directory: where to write the
+    report and the drawings. Raises ValueError for an unknown ``what``, implementation or target,
+    ``implementations.Unavailable`` for an implementation that cannot run here, and OSError for a file that could not be
+    written, before any case runs where that can be known.
     """
+    cases = select_cases(what)
     target = check_target(arch or DEFAULT_TARGET)
     context = Context(
         implementation=implementations.choose(impl, target),
@@ -51,18 +54,19 @@ def run(
     machine = doctor.inspect()
     environment = machine.as_json()
     start = time.perf_counter()
-    cases = all_cases()
     with report.LiveReport(console, cases) as live, _prepared(context, cases, live) as context:
         outcomes = run_cases(cases, context, before=live.before, after=live.after)
     seconds = time.perf_counter() - start
+    for table in report.extra_tables(outcomes):
+        console.print(table)
     console.print(report.summary(outcomes, context, environment, seconds), soft_wrap=True)
     if json_path is not None:
-        report.write_json(json_path, report.as_json(outcomes, context, environment, seconds))
+        report.write_json(json_path, {"what": what, **report.as_json(outcomes, context, environment, seconds)})
         console.print(f"report: {json_path}", soft_wrap=True)
     if plot_directory is not None:
         from nbfmha.validate import plots
 
-        for path in plots.draw_all(plot_directory, context):
+        for path in plots.draw_all(plot_directory, context, what):
             console.print(f"plot: {path}", soft_wrap=True)
     return all(outcome.result.status != "fail" for outcome in outcomes)
 

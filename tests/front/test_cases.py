@@ -3,10 +3,10 @@
 import pytest
 
 from nbfmha.emulated import Machine
-from nbfmha.validate import Context, all_cases, run_case
+from nbfmha.validate import Context, run_case, select_cases
 from nbfmha.validate.implementations import Emulated, Reference, Unavailable, choose
 
-CASES = all_cases()
+CASES = select_cases()
 ON_IMPLEMENTATION = [case for case in CASES if case.evidence == "implementation"]
 # these compare kernels with what the reference itself is made of
 NEED_KERNELS = ("model_bits", "quantise_kernels", "dequantise_kernels", "relayout_kernels")
@@ -99,9 +99,9 @@ class BitFlips(Machine):
     """A machine whose kernels leave one bit wrong: the second highest of their last result's last element, for register
     images of tiles that of each tile."""
 
-    def _run(self, kernel, grid, block, arguments, arrays):
+    def _run(self, kernel, grid, block, arguments, arrays, smem_bytes):
         empty = [array for array in arrays.values() if array.content is None] or [list(arrays.values())[-1]]
-        left = super()._run(kernel, grid, block, arguments, arrays)
+        left = super()._run(kernel, grid, block, arguments, arrays, smem_bytes)
         wrong = empty[-1].copy_to_host()
         tiles = len(wrong) if wrong.shape[1:] == (32, 4) else 1
         wrong.reshape(tiles, -1)[:, -1:].view("uint8")[:, -1] ^= 0x40

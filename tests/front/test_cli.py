@@ -124,7 +124,7 @@ def registry(status):
 
 @pytest.mark.parametrize(("status", "exit_code"), [("pass", 0), ("skip", 0), ("fail", 1)])
 def test_exit_code_of_validate(monkeypatch, tmp_path, status, exit_code):
-    monkeypatch.setattr(session, "all_cases", lambda: registry(status))
+    monkeypatch.setattr(session, "select_cases", lambda what: registry(status))
     path = tmp_path / "out.json"
     result = nbfmha("validate", "--json", path)
     assert result.exit_code == exit_code
@@ -137,7 +137,7 @@ def test_exit_code_of_validate(monkeypatch, tmp_path, status, exit_code):
 
 
 def test_plots_of_validate(monkeypatch, tmp_path):
-    monkeypatch.setattr(session, "all_cases", lambda: registry("pass"))
+    monkeypatch.setattr(session, "select_cases", lambda what: registry("pass"))
     result = nbfmha("validate", "--impl", "reference", "--plot", tmp_path / "plots")
     assert result.exit_code == 0
     names = {path.name for path in (tmp_path / "plots").iterdir()}

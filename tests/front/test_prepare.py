@@ -7,11 +7,11 @@ import pytest
 
 from nbfmha.emulated import Machine
 from nbfmha.kernels.relayout import relayout_kernel
-from nbfmha.validate import Context, all_cases, prepare, run_case
+from nbfmha.validate import Context, prepare, run_case, select_cases
 from nbfmha.validate.implementations import Emulated
 from ptx_inline.toolchain import cache_directory
 
-RELAYOUT = tuple(case for case in all_cases() if case.name == "relayout_kernels")
+RELAYOUT = tuple(case for case in select_cases() if case.name == "relayout_kernels")
 
 
 class Watched(Machine):
@@ -28,7 +28,7 @@ class Watched(Machine):
 
 def test_the_recorder_sees_every_kernel_that_is_launched():
     machine = Watched("sm_120a")
-    cases = [case for case in all_cases() if case.name in ("scale_selectors", "quantise_kernels", "relayout_kernels")]
+    cases = [case for case in select_cases() if case.name in ("scale_selectors", "quantise_kernels", "relayout_kernels")]
     for case in cases:
         assert run_case(case, Context(Emulated("sm_120a", machine))).result.status == "pass"
     assert prepare.launched_kernels("sm_120a", cases) == tuple(dict.fromkeys(machine.launched))
@@ -36,9 +36,9 @@ def test_the_recorder_sees_every_kernel_that_is_launched():
 
 
 def test_the_kernels_of_the_machine_code_cases_are_among_them():
-    launched = prepare.launched_kernels("sm_120a", all_cases())
+    launched = prepare.launched_kernels("sm_120a", select_cases())
     assert prepare._assembled("sm_120a") <= set(launched)
-    assert prepare.launched_kernels("sm_120a", [case for case in all_cases() if case.evidence != "implementation"]) == ()
+    assert prepare.launched_kernels("sm_120a", [case for case in select_cases() if case.evidence != "implementation"]) == ()
 
 
 def compiled():
