@@ -1,5 +1,7 @@
 """The table of what is supported says what dispatch says."""
 
+from pathlib import Path
+
 import pytest
 
 from nbfmha import dispatch, support
@@ -51,3 +53,8 @@ def test_markdown():
     assert lines[1] == "| --- | --- | --- | --- | --- | --- |"
     assert {line.count("|") for line in lines} == {7}
     assert len(lines) == 2 + len(support.support_rows())
+
+
+def test_the_readme_has_this_table():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert support.support_table().strip() in readme, "python -m nbfmha.support prints what belongs there"
