@@ -16,6 +16,7 @@ from nbfmha.recipe_model import forward, pre_pass
 from nbfmha.tiles import View
 
 PLAIN = Recipe(v_axis="tokens")
+SMOOTH = Recipe(smooth_k=True, smooth_q=64, v_axis="tokens")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Call:
     heads: tuple[int, int] = (1, 1)
     lengths: tuple[int, int] = (64, 64)
     options: dict = field(default_factory=dict)
-    recipe: Recipe = PLAIN
+    recipe: Recipe = SMOOTH
     dtype: str = "float16"
     batch: int = 1
 
