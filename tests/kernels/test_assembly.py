@@ -51,7 +51,7 @@ def test_the_steady_loop_of_prefill_on_sm_120a(name, others, span):
     assert loop.longest_span <= span
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90a"])
 def test_prefill_dequantised_spills_little(target):
     """Occupancy is bought with registers (``CTAS_PER_SM``): a few words of a round, in local memory that L1 holds."""
     compiled = kernel("prefill_64", target)

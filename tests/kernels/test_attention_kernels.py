@@ -78,6 +78,7 @@ def test_emulated_by_name_is_the_machine_of_the_tests():
     np.testing.assert_array_equal(lse, expected_lse.copy_to_host())
 
 
+@pytest.mark.slow
 def test_emulated_bfloat16():
     q, k, v = make(ml_dtypes.bfloat16)
     recipe = Recipe(qk="f16", v_format="f16")
