@@ -10,6 +10,9 @@ import numpy as np
 from nbfmha.recipe import TILE_N
 from nbfmha.tiles import View
 
+HEAD_DIMS = (64, 96, 128, 256)
+"""What pre-pass and forward kernel are compiled for."""
+
 
 @dataclass(frozen=True)
 class Operands:

@@ -25,18 +25,16 @@ import math
 from typing import Any
 
 from nbfmha import gpu_arrays
-from nbfmha.kernels.operands import Operands
+from nbfmha.kernels.operands import HEAD_DIMS, Operands
 from nbfmha.kernels.tile_16bit import THREADS, TRANSPOSED_PITCH, row_pitch
 from nbfmha.kernels.tile_codes import DELTA_BYTES, Stage
 from nbfmha.problem import Problem
 from nbfmha.recipe import P_SCALE, TILE_N, Recipe
-from nbfmha.tiles import TILE_M, View, padded_tokens
-from nbfmha.validation import message
+from nbfmha.tiles import TILE_M, View
+from nbfmha.validation import FLOAT_DTYPES, message
 from ptx_inline.isa.shared_memory import shared_limit
 from ptx_inline.toolchain import Kernel, Target
 
-HEAD_DIMS = (64, 96, 128, 256)
-DTYPES = ("float16", "bfloat16", "float32")
 IMPLEMENTATIONS = ("blockscale", "dequant")
 #: CTAs that ptxas makes room for with ``dequant``: measured on an H100, more of them win over a few spilled registers.
 CTAS_PER_SM = {64: 4, 96: 3, 128: 3, 256: 1}
@@ -99,9 +97,8 @@ def make_prefill(
     pv_wide = tile_16bit.make_pv(head_dim, "float16", True, rounded)
     round_p = tile_dequant.make_round_p()
     order = "stored" if blockscale else "widened"
-    step_16 = softmax.make_step(all_tiles, "rows", bias)
-    step_4, step_nvfp4 = softmax.make_step(all_tiles, order, bias), softmax.make_step_nvfp4(all_tiles, order, bias)
-    lane_tokens_16, lane_tokens_4 = softmax.TOKENS["rows"][1], softmax.TOKENS[order][1]
+    mask_16, mask_4 = softmax.make_mask("rows"), softmax.make_mask(order)
+    step, step_nvfp4 = softmax.make_step(all_tiles, bias), softmax.make_step_nvfp4(all_tiles, order, bias)
     load_delta = tile_codes.make_load_delta(order)
     general_scores = softmax.make_general_scores()
 
@@ -109,30 +106,30 @@ def make_prefill(
     if nvfp4_p and blockscale:
 
         @cuda.jit(device=True, forceinline=True)
-        def finish_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp, stage, lane):
-            step_nvfp4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp)
+        def finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
+            step_nvfp4(acc_s, acc_o, row_max, row_sum, scale, sfp)
             pv_codes_nvfp4(acc_o, acc_s, sfp, stage, lane)
 
     elif nvfp4_p:
 
         @cuda.jit(device=True, forceinline=True)
-        def finish_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp, stage, lane):
-            step_nvfp4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp)
+        def finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
+            step_nvfp4(acc_s, acc_o, row_max, row_sum, scale, sfp)
             round_p(acc_s, sfp)
             pv_wide(acc_o, acc_s, stage + u32(stage_bytes + rows_bytes), lane)
 
     elif blockscale:
 
         @cuda.jit(device=True, forceinline=True)
-        def finish_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp, stage, lane):
-            step_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale)
+        def finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
+            step(acc_s, acc_o, row_max, row_sum, scale)
             pv_codes_f16(acc_o, acc_s, stage, lane)
 
     else:
 
         @cuda.jit(device=True, forceinline=True)
-        def finish_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp, stage, lane):
-            step_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale)
+        def finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
+            step(acc_s, acc_o, row_max, row_sum, scale)
             pv_wide(acc_o, acc_s, stage + u32(stage_bytes + rows_bytes), lane)
 
     @cuda.jit(device=True, forceinline=True)
@@ -189,8 +186,6 @@ def make_prefill(
         row_sum = cuda.local.array(2, f32)
         key_first = cuda.local.array(2, i32)
         key_stop = cuda.local.array(2, i32)
-        low = cuda.local.array(2, i32)
-        high = cuda.local.array(2, i32)
         shifted = cuda.local.array(2, f32)
         for side in unroll(2):
             row = i32(row_low + i32(8 * side))
@@ -234,11 +229,9 @@ def make_prefill(
                     qk_16(acc_s, smem, k_smem, lane, warp)
                     if general:
                         general_scores(acc_s, shifted, softmax_scale, cap)
-                    masked = first_n < full_from or first_n + i32(TILE_N) > full_to
-                    for side in unroll(2):
-                        low[side] = i32(key_first[side] - first_n - i32(lane_tokens_16) * thread_in_group)
-                        high[side] = i32(key_stop[side] - first_n - i32(lane_tokens_16) * thread_in_group)
-                    step_16(acc_s, acc_o, row_max, row_sum, low, high, masked, scale)
+                    if first_n < full_from or first_n + i32(TILE_N) > full_to:
+                        mask_16(acc_s, key_first, key_stop, first_n, thread_in_group)
+                    step(acc_s, acc_o, row_max, row_sum, scale)
                     wait_0()
                     cuda.syncthreads()  # V is there, and nobody reads this K any more
                     if tile + 1 < run_to:
@@ -289,11 +282,9 @@ def make_prefill(
                         qk_wide(acc_s, smem, pool + u32(stage_bytes), lane, warp)
                     if general:
                         general_scores(acc_s, shifted, softmax_scale, cap)
-                    masked = first_n < full_from or first_n + i32(TILE_N) > full_to
-                    for side in unroll(2):
-                        low[side] = i32(key_first[side] - first_n - i32(lane_tokens_4) * thread_in_group)
-                        high[side] = i32(key_stop[side] - first_n - i32(lane_tokens_4) * thread_in_group)
-                    finish_4(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp, stage, lane)
+                    if first_n < full_from or first_n + i32(TILE_N) > full_to:
+                        mask_4(acc_s, key_first, key_stop, first_n, thread_in_group)
+                    finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane)
 
         for side in unroll(2):
             row = i32(row_low + i32(8 * side))
@@ -395,8 +386,8 @@ def why_not(problem: Problem, recipe: Recipe, implementation: str, target: Targe
         return f"the block-scale MMA needs sm_120a or sm_121a, this is {target}"
     if problem.head_dim not in HEAD_DIMS:
         return f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))}, got {problem.head_dim}; pad the last axis"
-    if problem.dtype not in DTYPES:
-        return f"dtype must be one of {', '.join(DTYPES)}, got {problem.dtype}"
+    if problem.dtype not in FLOAT_DTYPES:
+        return f"dtype must be one of {', '.join(FLOAT_DTYPES)}, got {problem.dtype}"
     if (recipe.qk == "nvfp4") != (recipe.v_format == "nvfp4"):
         return f"kernels have qk and v_format both in NVFP4 or both in 16 bits, got {recipe.qk} and {recipe.v_format}"
     if recipe.is_quantized and recipe.v_axis != "tokens":
@@ -444,7 +435,7 @@ def prefill(
         *out.strides,
         *(stride for view in views for stride in ((0, 0, 0) if view is None else view.strides)),
         problem.seqlen_q,
-        padded_tokens(problem),
+        0 if operands.k is None else operands.k.shape[1],
         n_blocks,
         1 if operands.delta is None else operands.delta.shape[1],
         problem.num_heads_q,

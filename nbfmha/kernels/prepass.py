@@ -15,16 +15,14 @@ from typing import Any
 
 from nbfmha import gpu_arrays
 from nbfmha.kernels import prepass_delta, prepass_rows, prepass_values
-from nbfmha.kernels.operands import Operands
+from nbfmha.kernels.operands import HEAD_DIMS, Operands
 from nbfmha.kernels.prepass_load import code_cols, threads_of
 from nbfmha.kernels.prepass_tables import Tables, tables_of
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N, Recipe
 from nbfmha.tiles import TILE_M, View
-from nbfmha.validation import check_choice, dtype_name, message
+from nbfmha.validation import FLOAT_DTYPES, check_choice, dtype_name, message
 
-HEAD_DIMS = (64, 96, 128, 256)
-DTYPES = ("float16", "bfloat16", "float32")
 _MAX_CTAS = 2**31 - 1
 
 
@@ -202,7 +200,7 @@ def _check(q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: A
     if problem.head_dim not in HEAD_DIMS:
         allowed = f"one of {', '.join(map(str, HEAD_DIMS))}"
         raise ValueError(message("head_dim", allowed, problem.head_dim, "pad the last axis"))
-    check_choice("dtype", problem.dtype, DTYPES, "convert it first")
+    check_choice("dtype", problem.dtype, FLOAT_DTYPES, "convert it first")
     if (recipe.qk == "nvfp4") != (recipe.v_format == "nvfp4"):
         got = f"qk={recipe.qk!r}, v_format={recipe.v_format!r}"
         raise ValueError(message("recipe", "in NVFP4 or in 16 bits as a whole", got))

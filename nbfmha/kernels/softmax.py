@@ -38,14 +38,15 @@ def make_quad_max():
     return quad_max
 
 
-def make_step(o_tiles: int, tokens: str, bias: float):
-    """Device function ``(acc_s, acc_o, row_max, row_sum, low, high, masked, scale)``: scores to P, the rest rescaled.
+def places(tokens: str) -> tuple[tuple[int, ...], ...]:
+    """The constants of an entry of ``TOKENS``: [n tile][column of the lane's two]."""
+    constant, _ = TOKENS[tokens]
+    return tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
 
-    acc_s  f32[8, 4], scores; afterwards P = 2^(scale * score - row_max + bias)
-    acc_o  f32[o_tiles, 4], rescaled by 2^(old row_max - new); row_max, row_sum f32[2]: this lane's part of the sum
-    low, high  i32[2]: with ``masked``, tokens outside [low, high) of the tile, less this lane's offset, are left out
-    scale  > 0: softmax_scale * log2(e); ``bias``: log2 of what P is multiplied by
-    """
+
+def make_mask(tokens: str):
+    """Device function ``(acc_s: f32[8, 4], key_first, key_stop, first_n, thread_in_group)``: scores of the tile from key
+    ``first_n`` on become -inf where the key is outside [key_first, key_stop) (i32[2]) of the row."""
     import numpy as np
     from numba import cuda
     from numba.core import types
@@ -53,25 +54,69 @@ def make_step(o_tiles: int, tokens: str, bias: float):
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, u32, i32 = types.float32, types.uint32, types.int32
+    f32, i32 = types.float32, types.int32
+    keep_branch = dev.keep_branch
+    place, lane_tokens = places(tokens), TOKENS[tokens][1]
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def mask(acc_s, key_first, key_stop, first_n, thread_in_group):
+        keep_branch()
+        own = i32(first_n + i32(lane_tokens) * thread_in_group)
+        for side in unroll(2):
+            low, high = i32(key_first[side] - own), i32(key_stop[side] - own)
+            for t in unroll(TILE_N // 8):
+                for e in unroll(2):
+                    if i32(place[t][e]) < low or i32(place[t][e]) >= high:
+                        acc_s[t, 2 * side + e] = f32(-np.inf)
+
+    return mask
+
+
+def _make_rescale(o_tiles: int):
+    """Device function ``(acc_o: f32[o_tiles, 4], factor: f32[2])``: a row's maximum grows in few tiles, so that most of the
+    time a vote is all there is to do."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, u32, vote_any = types.float32, types.uint32, dev.vote_sync_any
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def rescale_all(acc_o, factor):
+        if vote_any(u32(1) if factor[0] != f32(1) or factor[1] != f32(1) else u32(0)) != u32(0):
+            for t in unroll(o_tiles):
+                for r in unroll(4):
+                    acc_o[t, r] = acc_o[t, r] * factor[r // 2]
+
+    return rescale_all
+
+
+def make_step(o_tiles: int, bias: float):
+    """Device function ``(acc_s, acc_o, row_max, row_sum, scale)``: scores to P, the rest rescaled.
+
+    acc_s  f32[8, 4], scores; afterwards P = 2^(scale * score - row_max + bias)
+    acc_o  f32[o_tiles, 4], rescaled by 2^(old row_max - new); row_max, row_sum f32[2]: this lane's part of the sum
+    scale  > 0: softmax_scale * log2(e); ``bias``: log2 of what P is multiplied by
+    """
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32 = types.float32
     max_f32, fma, ex2 = dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32
-    vote_any, keep_branch = dev.vote_sync_any, dev.keep_branch
-    quad_max = make_quad_max()
-    constant, _ = TOKENS[tokens]
-    place = tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
+    quad_max, rescale_all = make_quad_max(), _make_rescale(o_tiles)
     n_tiles = TILE_N // 8
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def step(acc_s, acc_o, row_max, row_sum, low, high, masked, scale):
+    def step(acc_s, acc_o, row_max, row_sum, scale):
         factor = cuda.local.array(2, f32)
-        if masked:
-            keep_branch()
-            for t in unroll(n_tiles):
-                for e in unroll(2):
-                    for side in unroll(2):
-                        if i32(place[t][e]) < low[side] or i32(place[t][e]) >= high[side]:
-                            acc_s[t, 2 * side + e] = f32(-np.inf)
         for side in unroll(2):
             largest = max_f32(acc_s[0, 2 * side], acc_s[0, 2 * side + 1])
             for t in unroll(1, n_tiles):
@@ -79,7 +124,7 @@ def make_step(o_tiles: int, tokens: str, bias: float):
                     largest = max_f32(largest, acc_s[t, 2 * side + e])
             largest = max_f32(row_max[side], quad_max(largest) * scale)
             origin = max_f32(largest, f32(LOWEST))  # no key yet: P and what came before are 2^-inf all the same
-            rescale = ex2(row_max[side] - origin)
+            factor[side] = ex2(row_max[side] - origin)
             row_max[side] = largest
             shift = f32(bias) - origin
             total = f32(0)
@@ -88,19 +133,14 @@ def make_step(o_tiles: int, tokens: str, bias: float):
                     weight = ex2(fma(acc_s[t, 2 * side + e], scale, shift))
                     acc_s[t, 2 * side + e] = weight
                     total += weight
-            row_sum[side] = fma(row_sum[side], rescale, total)
-            factor[side] = rescale
-        # a row's maximum grows in few tiles: most of the time nothing is to be rescaled
-        if vote_any(u32(1) if factor[0] != f32(1) or factor[1] != f32(1) else u32(0)) != u32(0):
-            for t in unroll(o_tiles):
-                for r in unroll(4):
-                    acc_o[t, r] = acc_o[t, r] * factor[r // 2]
+            row_sum[side] = fma(row_sum[side], factor[side], total)
+        rescale_all(acc_o, factor)
 
     return step
 
 
 def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
-    """Device function ``(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp)``: as ``make_step``, P quantised.
+    """Device function ``(acc_s, acc_o, row_max, row_sum, scale, sfp)``: as ``make_step``, P quantised.
 
     acc_s becomes P / s, to be rounded to E2M1, with the UE4M3 scale s of its 16 tokens.
 
@@ -118,12 +158,11 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, u16, u32, i32 = types.float32, types.uint16, types.uint32, types.int32
+    f32, u16, u32 = types.float32, types.uint16, types.uint32
     max_f32, fma, ex2, lg2 = dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32, dev.lg2_approx_ftz_f32
-    bfly, vote_any, keep_branch = dev.shfl_sync_bfly_f32, dev.vote_sync_any, dev.keep_branch
+    bfly = dev.shfl_sync_bfly_f32
     e4m3x2, f16x2_e4m3x2, widen_f16 = dev.cvt_rn_satfinite_e4m3x2_f32, dev.cvt_rn_f16x2_e4m3x2, dev.cvt_f32_f16
-    constant, _ = TOKENS[tokens]
-    place = tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
+    rescale_all = _make_rescale(o_tiles)
     n_tiles, log2_6 = TILE_N // 8, 2.584962500721156
     quad_wide = tokens == "widened"
     groups = 4 if quad_wide else 2
@@ -131,16 +170,9 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def step(acc_s, acc_o, row_max, row_sum, low, high, masked, scale, sfp):
+    def step(acc_s, acc_o, row_max, row_sum, scale, sfp):
         factor = cuda.local.array(2, f32)
         largest_of = cuda.local.array(groups, f32)
-        if masked:
-            keep_branch()
-            for t in unroll(n_tiles):
-                for e in unroll(2):
-                    for side in unroll(2):
-                        if i32(place[t][e]) < low[side] or i32(place[t][e]) >= high[side]:
-                            acc_s[t, 2 * side + e] = f32(-np.inf)
         for side in unroll(2):
             largest = f32(-np.inf)
             for g in unroll(groups):
@@ -180,10 +212,7 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
                             part = weight if t + e == 0 else part + weight
                     total = fma(part, s, total)
             row_sum[side] = fma(row_sum[side], factor[side], total)
-        if vote_any(u32(1) if factor[0] != f32(1) or factor[1] != f32(1) else u32(0)) != u32(0):
-            for t in unroll(o_tiles):
-                for r in unroll(4):
-                    acc_o[t, r] = acc_o[t, r] * factor[r // 2]
+        rescale_all(acc_o, factor)
 
     return step
 

@@ -109,15 +109,14 @@ def make_load_delta(tokens: str):
     from numba import cuda
     from numba.core import types
 
-    from nbfmha.kernels.softmax import TOKENS
+    from nbfmha.kernels.softmax import TOKENS, places
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
     u32 = types.uint32
     ffi, float_of = dev.ffi, dev.mov_f32_b32
     load, load_v2 = dev.ld_shared_u32, dev.ld_volatile_shared_v2_u32
-    constant, lane_tokens = TOKENS[tokens]
-    place = tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
+    place, lane_tokens = places(tokens), TOKENS[tokens][1]
     neighbours = tokens == "stored"
 
     @cuda.jit(device=True, forceinline=True)
