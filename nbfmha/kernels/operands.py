@@ -24,13 +24,15 @@ class Operands:
     q, sfq         uint8 (heads_q, seqlen_q, code_dim / 2) and (..., code_dim / 16)
     k, sfk         uint8 (heads_kv, padded, code_dim / 2) and (..., code_dim / 16), rows of each tile in ``stored_order``
     vt, sfv        uint8 (heads_kv, head_dim, padded / 2) and (heads_kv, head_dim, padded / 16): V transposed
+    q_values       float16 (heads_q, seqlen_q, head_dim), k_values and v_values float16 (heads_kv, seqlen_k, head_dim): what
+                   codes and scales stand for, exactly, in the caller's order of rows
     q16, k16, v16  views of the 16-bit operands, for the 16-bit windows; None where there are none
     delta          float32 (heads_q, mean blocks, padded), qm.k': added to the scores of the block's queries; or None
     shift          float32 (heads_q, seqlen_q), q.km, the part of a score that K smoothing took away; or None
     sinks          float32 (num_heads_q,), a logit of each head that joins the denominator; or None
     blocks         int32 (query blocks, 8): ``tiles.query_blocks``
 
-    The six quantised ones are None where the recipe quantises nothing.
+    Codes and scales are there for ``blockscale``, values for ``dequant``; neither where the recipe quantises nothing.
     """
 
     q: Any
@@ -39,6 +41,9 @@ class Operands:
     sfk: Any
     vt: Any
     sfv: Any
+    q_values: Any
+    k_values: Any
+    v_values: Any
     q16: View | None
     k16: View | None
     v16: View | None

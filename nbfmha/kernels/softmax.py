@@ -13,11 +13,10 @@ LOWEST = -1e30
 TOKENS = {
     "rows": (lambda t, e: 8 * t + e, 2),
     "stored": (lambda t, e: 32 * (t >> 2) + 2 * (t & 3) + e, 8),
-    "widened": (lambda t, e: 8 * t + 4 * e, 1),
 }
 """Which token of the tile a lane has in n tile t, column e of its two: (constant(t, e), times thread_in_group).
 
-"rows": keys in their own order. "stored": ``operands.stored_order``. "widened": as ``tile_dequant`` puts them.
+"rows": keys in their own order. "stored": ``operands.stored_order``.
 """
 
 
@@ -45,8 +44,9 @@ def places(tokens: str) -> tuple[tuple[int, ...], ...]:
 
 
 def make_mask(tokens: str):
-    """Device function ``(acc_s: f32[8, 4], key_first, key_stop, first_n, thread_in_group)``: scores of the tile from key
-    ``first_n`` on become -inf where the key is outside [key_first, key_stop) (i32[2]) of the row."""
+    """Device function ``(acc_s: f32[8, 4], position, window_left, window_right, seqlen_k, first_n, thread_in_group)``: scores
+    of the tile from key ``first_n`` on become -inf where a row does not see the key; ``position``: of side 0's row on the
+    keys."""
     import numpy as np
     from numba import cuda
     from numba.core import types
@@ -54,21 +54,30 @@ def make_mask(tokens: str):
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, i32 = types.float32, types.int32
+    f32, u32, i32 = types.float32, types.uint32, types.int32
     keep_branch = dev.keep_branch
     place, lane_tokens = places(tokens), TOKENS[tokens][1]
 
+    # a function of its own: Numba's time to compile one grows with the square of its statements
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def mask(acc_s, key_first, key_stop, first_n, thread_in_group):
+    def mask_row(acc_s, r, low, high):
+        width = u32(max(i32(high - low), i32(0)))
+        for t in unroll(TILE_N // 8):
+            for e in unroll(2):
+                if u32(i32(place[t][e]) - low) >= width:  # below low, too: it wraps around
+                    acc_s[t, r + u32(e)] = f32(-np.inf)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def mask(acc_s, position, window_left, window_right, seqlen_k, first_n, thread_in_group):
         keep_branch()
         own = i32(first_n + i32(lane_tokens) * thread_in_group)
         for side in unroll(2):
-            low, high = i32(key_first[side] - own), i32(key_stop[side] - own)
-            for t in unroll(TILE_N // 8):
-                for e in unroll(2):
-                    if i32(place[t][e]) < low or i32(place[t][e]) >= high:
-                        acc_s[t, 2 * side + e] = f32(-np.inf)
+            row = i32(position + i32(8 * side))
+            low = i32(row - window_left - own)
+            high = i32(min(row + window_right + i32(1), seqlen_k) - own)
+            mask_row(acc_s, u32(2 * side), low, high)
 
     return mask
 
@@ -86,11 +95,16 @@ def _make_rescale(o_tiles: int):
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
+    def rescale(acc, factor):
+        for r in unroll(4):
+            acc[r] = acc[r] * factor[r // 2]
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
     def rescale_all(acc_o, factor):
         if vote_any(u32(1) if factor[0] != f32(1) or factor[1] != f32(1) else u32(0)) != u32(0):
             for t in unroll(o_tiles):
-                for r in unroll(4):
-                    acc_o[t, r] = acc_o[t, r] * factor[r // 2]
+                rescale(acc_o[t], factor)
 
     return rescale_all
 
@@ -145,7 +159,7 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
     acc_s becomes P / s, to be rounded to E2M1, with the UE4M3 scale s of its 16 tokens.
 
     sfp: u32[2, groups / 2] of scale bytes, [side, pair]: byte i is group 2 pair + i. "stored": a lane has eight tokens of a
-    group of each half of the tile, and lanes q, q ^ 1 share it. "widened": group g is n tiles 2 g, 2 g + 1 of the quad.
+    group of each half of the tile, and lanes q, q ^ 1 share it. "rows": group g is n tiles 2 g, 2 g + 1 of the quad.
 
     P's group maximum is 2^(that of the scores), so one pass of maxima serves softmax and scales (as in SageAttention3,
     arXiv 2505.11594); the division by s is a subtraction in the exponent; the row sum is that of the groups times s. The
@@ -164,7 +178,7 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
     e4m3x2, f16x2_e4m3x2, widen_f16 = dev.cvt_rn_satfinite_e4m3x2_f32, dev.cvt_rn_f16x2_e4m3x2, dev.cvt_f32_f16
     rescale_all = _make_rescale(o_tiles)
     n_tiles, log2_6 = TILE_N // 8, 2.584962500721156
-    quad_wide = tokens == "widened"
+    quad_wide = tokens == "rows"
     groups = 4 if quad_wide else 2
     tiles_a_group = n_tiles // groups
 

@@ -114,10 +114,8 @@ def make_load_delta(tokens: str):
     from ptx_inline.unroll import unroll, unrolled
 
     u32 = types.uint32
-    ffi, float_of = dev.ffi, dev.mov_f32_b32
-    load, load_v2 = dev.ld_shared_u32, dev.ld_volatile_shared_v2_u32
+    ffi, float_of, load_v2 = dev.ffi, dev.mov_f32_b32, dev.ld_volatile_shared_v2_u32
     place, lane_tokens = places(tokens), TOKENS[tokens][1]
-    neighbours = tokens == "stored"
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -125,15 +123,9 @@ def make_load_delta(tokens: str):
         at = delta_smem + u32(4 * lane_tokens) * u32(thread_in_group)
         pair = cuda.local.array(2, u32)
         for t in unroll(TILE_N // 8):
-            if neighbours:  # a load for each row is no dearer than copies of one load
-                for side in unroll(2):
-                    load_v2(ffi.from_buffer(pair), at + u32(4 * place[t][0]))
-                    acc_s[t, 2 * side] = float_of(pair[0])
-                    acc_s[t, 2 * side + 1] = float_of(pair[1])
-            else:
-                for e in unroll(2):
-                    value = float_of(load(at + u32(4 * place[t][e])))
-                    acc_s[t, e] = value
-                    acc_s[t, 2 + e] = value
+            for side in unroll(2):  # a load for each row is no dearer than copies of one load
+                load_v2(ffi.from_buffer(pair), at + u32(4 * place[t][0]))
+                acc_s[t, 2 * side] = float_of(pair[0])
+                acc_s[t, 2 * side + 1] = float_of(pair[1])
 
     return load_delta

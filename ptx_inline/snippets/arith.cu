@@ -1,5 +1,6 @@
 // Packed 16-bit arithmetic, bit patterns of floats, and integer permutes that Python has no operator for.
 
+typedef long long i64;
 typedef unsigned int u32;
 
 // PTX ISA 4.2+, sm_53.
@@ -110,3 +111,9 @@ extern "C" __device__ u32 vote_sync_any(u32 predicate) {
 
 // No instruction. What stands beside it is not speculated: a branch around much work stays a branch.
 extern "C" __device__ void keep_branch() { asm volatile(""); }
+
+// No instruction. The value is new to LLVM: what is computed from it in a loop is not kept in registers across the loop.
+extern "C" __device__ i64 keep_in_loop_i64(i64 x) {
+  asm volatile("" : "+l"(x));
+  return x;
+}
