@@ -1,7 +1,7 @@
 """Pre-pass of forward attention: from q, k, v in 16 or 32 bits to what the forward kernel reads.
 
     km = mean of k over a sequence, k' = k - km          qm = mean of q over 64 or 128 queries, q' = q - qm
-    q', k' -> NVFP4 along head_dim, v -> NVFP4 along tokens
+    q', k' -> NVFP4 along head_dim, v -> NVFP4 along tokens: codes and scales, or for ``dequant`` what they stand for
     delta = qm . k' in float32                            shift = q . km
 
 The specification is ``recipe_model.pre_pass``. float32 inputs are rounded to float16 first, by every kernel that reads
@@ -18,16 +18,20 @@ from nbfmha.kernels import prepass_delta, prepass_rows, prepass_values
 from nbfmha.kernels.operands import HEAD_DIMS, Operands
 from nbfmha.kernels.prepass_load import code_cols, threads_of
 from nbfmha.kernels.prepass_tables import Tables, tables_of
+from nbfmha.kernels.prefill import rows_of_cta
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N, Recipe
 from nbfmha.tiles import TILE_M, View
 from nbfmha.validation import FLOAT_DTYPES, check_choice, dtype_name, message
 
 _MAX_CTAS = 2**31 - 1
+_MADE = ("q", "sfq", "k", "sfk", "vt", "sfv", "q_values", "k_values", "v_values", "delta", "shift")
 
 
-def prepare(q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: Any = None) -> Operands:
-    """The operands of one attention call, queued where q lies on the current stream there; nothing waits.
+def prepare(
+    q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: Any = None, *, implementation: str
+) -> Operands:
+    """The operands of one attention call for ``implementation`` ("blockscale" or "dequant"), queued where q lies on the current stream there; nothing waits.
 
     Args:
         q, k, v: arrays that ``problem`` describes, of its dtype, on one GPU or emulated machine; channels contiguous, first
@@ -39,25 +43,26 @@ def prepare(q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: 
     Raises ``ValueError`` for a head_dim, dtype, recipe, alignment or shape that kernels have not, ``TypeError`` for an
     array of another dtype, ``RuntimeError`` for lengths that are new while a graph is captured.
     """
-    return prepare_with_means(q, k, v, problem, recipe, sinks)[0]
+    return prepare_with_means(q, k, v, problem, recipe, sinks, implementation=implementation)[0]
 
 
 def prepare_with_means(
-    q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: Any = None
+    q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: Any = None, *, implementation: str
 ) -> tuple[Operands, Any, Any]:
     """As ``prepare``, and the means that were subtracted: qm, float32 (heads_q, mean blocks, head_dim), and km, float32
     (heads_kv, sequences, head_dim); None where the recipe does not smooth."""
     _check(q, k, v, problem, recipe, sinks)
-    tables = tables_of(problem, recipe.smooth_q or TILE_M, q.array)
-    made = dict.fromkeys(("q", "sfq", "k", "sfk", "vt", "sfv", "delta", "shift"))
+    tables = tables_of(problem, recipe.smooth_q or TILE_M, rows_of_cta(implementation, problem.head_dim), q.array)
+    made = dict.fromkeys(_MADE)
     sixteen = _sixteen_bits(q, k, v, problem, recipe)
     q_mean = k_mean = None
     if recipe.is_quantized:
         if recipe.smooth_k:
             k_mean = _mean_of_k(k, problem, tables)
-        q_mean = _quantize_q(made, q, sixteen[0], k_mean, problem, recipe, tables)
-        _quantize_k(made, k, sixteen[1], k_mean, problem, recipe, tables)
-        _quantize_v(made, v, sixteen[2], problem, recipe, tables)
+        to_values = implementation == "dequant"
+        q_mean = _quantize_q(made, q, sixteen[0], k_mean, problem, recipe, tables, to_values)
+        _quantize_k(made, k, sixteen[1], k_mean, problem, recipe, tables, to_values)
+        _quantize_v(made, v, sixteen[2], problem, recipe, tables, to_values)
         if recipe.smooth_q is not None:
             made["delta"] = _delta(q_mean, k, k_mean, problem, tables)
     q16, k16, v16 = sixteen
@@ -108,21 +113,27 @@ def _mean_of_k(k: View, problem: Problem, tables: Tables) -> Any:
 
 
 def _quantize_q(
-    made: dict, q: View, q16: View | None, k_mean: Any, problem: Problem, recipe: Recipe, tables: Tables
+    made: dict,
+    q: View,
+    q16: View | None,
+    k_mean: Any,
+    problem: Problem,
+    recipe: Recipe,
+    tables: Tables,
+    to_values: bool,
 ) -> Any:
-    """Fills q, sfq and shift of ``made``; returns qm, float32 (heads_q, mean blocks, head_dim), or None."""
+    """Fills q and sfq, or q_values, and shift of ``made``; returns qm, float32 (heads_q, mean blocks, head_dim), or None."""
     heads, tokens, head_dim = problem.batch * problem.num_heads_q, problem.seqlen_q, problem.head_dim
-    cols, blocks = code_cols(head_dim), tables.mean_blocks.shape[0]
+    blocks = tables.mean_blocks.shape[0]
     smooth = recipe.smooth_q is not None
-    codes = made["q"] = gpu_arrays.empty(q.array, (heads, tokens, 8 * cols), "uint8")
-    scales = made["sfq"] = gpu_arrays.empty(q.array, (heads, tokens, cols), "uint8")
+    codes, scales = _make_rows(made, "q", q.array, heads, tokens, head_dim, to_values)
     q_mean = gpu_arrays.empty(q.array, (heads, blocks, head_dim), "float32") if smooth else None
     shift = None if k_mean is None else gpu_arrays.empty(q.array, (heads, tokens), "float32")
     made["shift"] = shift
     if heads * blocks:
-        kernel = prepass_rows.q_kernel(problem.dtype, head_dim, recipe.smooth_q or TILE_M, recipe.scale_q, smooth)
+        kernel = prepass_rows.q_kernel(problem.dtype, head_dim, recipe.smooth_q or TILE_M, recipe.scale_q, smooth, to_values)
         arguments = (
-            codes, scales, q.array, *_or_null(q_mean, shift, _written(q16, problem), k_mean), tables.mean_blocks,
+            codes, *_or_null(scales), q.array, *_or_null(q_mean, shift, _written(q16, problem), k_mean), tables.mean_blocks,
             int(k_mean is not None), int(q16 is not None), *q.strides, tokens, blocks, problem.num_heads_q,
             problem.qhead_per_kvhead, tables.sequences.shape[0],
         )  # fmt: skip
@@ -131,35 +142,60 @@ def _quantize_q(
 
 
 def _quantize_k(
-    made: dict, k: View, k16: View | None, k_mean: Any, problem: Problem, recipe: Recipe, tables: Tables
+    made: dict,
+    k: View,
+    k16: View | None,
+    k_mean: Any,
+    problem: Problem,
+    recipe: Recipe,
+    tables: Tables,
+    to_values: bool,
 ) -> None:
-    """Fills k and sfk of ``made``."""
+    """Fills k and sfk, or k_values, of ``made``."""
     heads, head_dim, tiles = problem.batch * problem.num_heads_kv, problem.head_dim, tables.key_tiles.shape[0]
-    cols = code_cols(head_dim)
-    codes = made["k"] = gpu_arrays.empty(k.array, (heads, tiles * TILE_N, 8 * cols), "uint8")
-    scales = made["sfk"] = gpu_arrays.empty(k.array, (heads, tiles * TILE_N, cols), "uint8")
+    rows = problem.seqlen_k if to_values else tiles * TILE_N
+    codes, scales = _make_rows(made, "k", k.array, heads, rows, head_dim, to_values)
     if heads * tiles:
-        kernel = prepass_rows.k_kernel(problem.dtype, head_dim, recipe.scale_k)
+        kernel = prepass_rows.k_kernel(problem.dtype, head_dim, recipe.scale_k, to_values)
         arguments = (
-            codes, scales, k.array, *_or_null(_written(k16, problem), k_mean), tables.key_tiles, int(k_mean is not None),
+            codes, *_or_null(scales), k.array, *_or_null(_written(k16, problem), k_mean), tables.key_tiles, int(k_mean is not None),
             int(k16 is not None), *k.strides, problem.seqlen_k, tiles, problem.num_heads_kv, tables.sequences.shape[0],
         )  # fmt: skip
         gpu_arrays.launch(kernel, _grid(heads * tiles), (threads_of(head_dim),), arguments)
 
 
-def _quantize_v(made: dict, v: View, v16: View | None, problem: Problem, recipe: Recipe, tables: Tables) -> None:
-    """Fills vt and sfv of ``made``."""
+def _quantize_v(
+    made: dict, v: View, v16: View | None, problem: Problem, recipe: Recipe, tables: Tables, to_values: bool
+) -> None:
+    """Fills vt and sfv, or v_values, of ``made``."""
     heads, head_dim, tiles = problem.batch * problem.num_heads_kv, problem.head_dim, tables.key_tiles.shape[0]
-    codes = made["vt"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 2), "uint8")
-    scales = made["sfv"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 16), "uint8")
+    if to_values:
+        made["v_values"] = gpu_arrays.empty(v.array, (heads, problem.seqlen_k, head_dim), "float16")
+        outputs, kernel = (made["v_values"],), prepass_values.values_kernel(problem.dtype, head_dim, recipe.scale_v)
+    else:
+        made["vt"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 2), "uint8")
+        made["sfv"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 16), "uint8")
+        outputs, kernel = (made["vt"], made["sfv"]), prepass_values.v_kernel(problem.dtype, head_dim, recipe.scale_v)
     if heads * tiles:
-        kernel = prepass_values.v_kernel(problem.dtype, head_dim, recipe.scale_v)
         arguments = (
-            codes, scales, v.array, *_or_null(_written(v16, problem)), tables.key_tiles, int(v16 is not None), *v.strides,
+            *outputs, v.array, *_or_null(_written(v16, problem)), tables.key_tiles, int(v16 is not None), *v.strides,
             problem.seqlen_k, tiles, problem.num_heads_kv,
         )  # fmt: skip
         grid = _grid(heads * tiles * (head_dim // prepass_values.channels_of_v(head_dim)))
         gpu_arrays.launch(kernel, grid, (prepass_values.threads_of_v(head_dim),), arguments)
+
+
+def _make_rows(
+    made: dict, name: str, like: Any, heads: int, rows: int, head_dim: int, to_values: bool
+) -> tuple[Any, Any]:
+    """New (codes, scales), or (values, None), of q or k."""
+    if to_values:
+        values = made[f"{name}_values"] = gpu_arrays.empty(like, (heads, rows, head_dim), "float16")
+        return values, None
+    cols = code_cols(head_dim)
+    made[name] = gpu_arrays.empty(like, (heads, rows, 8 * cols), "uint8")
+    made[f"sf{name}"] = gpu_arrays.empty(like, (heads, rows, cols), "uint8")
+    return made[name], made[f"sf{name}"]
 
 
 def _delta(q_mean: Any, k: View, k_mean: Any, problem: Problem, tables: Tables) -> Any:

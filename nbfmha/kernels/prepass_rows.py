@@ -5,8 +5,10 @@
 ``k_mean``  CTA = (kv head, sequence, 32 channels): km, from the sums of the sequence's tiles
 ``q``       CTA = (query head, block of 64 or 128 queries): qm, q - qm quantised, q.km; reads q twice, the second time from
             a cache
-``k``       CTA = (kv head, tile of 64 keys): k - km quantised, rows in ``operands.stored_order``
+``k``       CTA = (kv head, tile of 64 keys): k - km quantised; codes with rows in ``operands.stored_order``
 ==========  ==============================================================================================================
+
+``q`` and ``k`` write codes and scales, or with ``to_values`` what these stand for, in f16 (``dequant``).
 
 A thread owns blocks of 16 channels, 32 rows apart: loads of 16 bytes, neighbouring threads read neighbours. No float
 atomics: the same input gives the same bits. Needs sm_80.
@@ -16,13 +18,14 @@ from __future__ import annotations
 
 import functools
 
-from nbfmha.kernels.blocks import make_quantize_block
+from nbfmha.kernels.blocks import make_quantize_block, make_round_block
 from nbfmha.kernels.prepass_load import (
     ROWS_A_PASS,
     code_cols,
     make_column_sum,
     make_load_16,
     make_load_means,
+    make_store_values,
     make_widen_pair,
     staged_words_of,
     threads_of,
@@ -106,10 +109,10 @@ def make_k_mean(head_dim: int):
     return k_mean
 
 
-def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool):
+def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_values: bool):
     """Kernel ``q(codes, scales, q, q_mean, shift, q16, k_mean, blocks, has_shift, has_16, q_b, q_h, q_t, seqlen_q,
     n_blocks, num_heads_q, qhead_per_kvhead, n_sequences)``; q_mean is written with ``smooth``, q16 of a float32 q with
-    ``has_16``."""
+    ``has_16``; with ``to_values`` ``codes`` are values."""
     from numba import cuda
     from numba.core import types
 
@@ -124,6 +127,7 @@ def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool):
     wide = dtype == "float32"
     load_16, widen_pair, load_means = make_load_16(dtype), make_widen_pair(dtype), make_load_means()
     column_sum, quantize_block = make_column_sum(head_dim), make_quantize_block(dtype, "nvfp4", scale, False)
+    round_block, store_values = make_round_block(scale), make_store_values()
     fma, bfly, store_v2, store_v4 = dev.fma_rn_f32, dev.shfl_sync_bfly_f32, dev.st_global_v2_u32, dev.st_global_v4_u32
 
     @unrolled
@@ -196,16 +200,21 @@ def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool):
                     even, odd = widen_pair(words[w])
                     values[2 * w] = even - means[2 * w]
                     values[2 * w + 1] = odd - means[2 * w + 1]
-                out = out_row * i64(cols) + i64(col)
-                scales[out] = u8(quantize_block(values, f32(1), packed))
-                store_v2(codes, out * i64(2), packed[0], packed[1])
+                if to_values:
+                    if there:
+                        round_block(values)
+                        store_values(codes, out_row * i64(head_dim) + i64(16) * i64(col), values)
+                else:
+                    out = out_row * i64(cols) + i64(col)
+                    scales[out] = u8(quantize_block(values, f32(1), packed))
+                    store_v2(codes, out * i64(2), packed[0], packed[1])
 
     return q_kernel
 
 
-def make_k(dtype: str, head_dim: int, scale: str):
+def make_k(dtype: str, head_dim: int, scale: str, to_values: bool):
     """Kernel ``k(codes, scales, k, k16, k_mean, key_tiles, has_mean, has_16, k_b, k_h, k_t, seqlen_k, tiles, num_heads_kv,
-    n_sequences)``; k16 of a float32 k is written with ``has_16``."""
+    n_sequences)``; k16 of a float32 k is written with ``has_16``; with ``to_values`` ``codes`` are values."""
     from numba import cuda
     from numba.core import types
 
@@ -217,6 +226,7 @@ def make_k(dtype: str, head_dim: int, scale: str):
     wide = dtype == "float32"
     load_16, widen_pair, load_means = make_load_16(dtype), make_widen_pair(dtype), make_load_means()
     quantize_block = make_quantize_block(dtype, "nvfp4", scale, False)
+    round_block, store_values = make_round_block(scale), make_store_values()
     store_v2, store_v4 = dev.st_global_v2_u32, dev.st_global_v4_u32
 
     @unrolled
@@ -229,8 +239,9 @@ def make_k(dtype: str, head_dim: int, scale: str):
         head, tile = cta // tiles, cta % tiles
         source, count, sequence = key_tiles[4 * tile], key_tiles[4 * tile + 1], key_tiles[4 * tile + 3]
         first = i64(head // num_heads_kv) * k_b + i64(head % num_heads_kv) * k_h + i64(16) * i64(col)
-        # operands.stored_order: the token, within 32, of the stored row ``inside``
-        token_inside = (((inside & u32(7)) >> u32(1)) << u32(3)) | ((inside >> u32(3)) << u32(1)) | (inside & u32(1))
+        token_inside = inside
+        if not to_values:  # operands.stored_order: the token, within 32, of the stored row ``inside``
+            token_inside = (((inside & u32(7)) >> u32(1)) << u32(3)) | ((inside >> u32(3)) << u32(1)) | (inside & u32(1))
         means = cuda.local.array(16, f32)
         words = cuda.local.array(8, u32)
         values = cuda.local.array(16, f32)
@@ -240,7 +251,8 @@ def make_k(dtype: str, head_dim: int, scale: str):
             token = i32(token_inside) + i32(step) * i32(ROWS_A_PASS)
             for c in unroll(16):
                 values[c] = f32(0)
-            if token < count and col < u32(head_dim // 16):
+            there = token < count and col < u32(head_dim // 16)
+            if there:
                 load_16(k, first + i64(source + token) * k_t, words)
                 if wide and has_16 != i32(0):
                     at = i64(head) * i64(seqlen_k) + i64(source + token)
@@ -251,10 +263,16 @@ def make_k(dtype: str, head_dim: int, scale: str):
                     even, odd = widen_pair(words[w])
                     values[2 * w] = even - means[2 * w]
                     values[2 * w + 1] = odd - means[2 * w + 1]
-            stored = i64(cta) * i64(TILE_N) + i64(step) * i64(ROWS_A_PASS) + i64(inside)
-            out = stored * i64(cols) + i64(col)
-            scales[out] = u8(quantize_block(values, f32(1), packed))
-            store_v2(codes, out * i64(2), packed[0], packed[1])
+            if to_values:
+                if there:
+                    round_block(values)
+                    out_row = i64(head) * i64(seqlen_k) + i64(source + token)
+                    store_values(codes, out_row * i64(head_dim) + i64(16) * i64(col), values)
+            else:
+                stored = i64(cta) * i64(TILE_N) + i64(step) * i64(ROWS_A_PASS) + i64(inside)
+                out = stored * i64(cols) + i64(col)
+                scales[out] = u8(quantize_block(values, f32(1), packed))
+                store_v2(codes, out * i64(2), packed[0], packed[1])
 
     return k_kernel
 
@@ -274,9 +292,10 @@ def k_mean_kernel(head_dim: int) -> Kernel:
 
 
 @functools.cache
-def q_kernel(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool) -> Kernel:
+def q_kernel(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_values: bool) -> Kernel:
     """The ``q`` kernel for these constants."""
     constants = {"dtype": dtype, "head_dim": head_dim, "rows": rows, "scale": scale, "smooth": smooth}
+    constants["to_values"] = to_values
     signature = (
         "u32*", "u8*", "u32*", "f32*", "f32*", "u32*", "u32*", "i32*", "i32", "i32", *("i64",) * 3, *("i32",) * 5
     )  # fmt: skip
@@ -287,9 +306,9 @@ def q_kernel(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool) -> 
 
 
 @functools.cache
-def k_kernel(dtype: str, head_dim: int, scale: str) -> Kernel:
+def k_kernel(dtype: str, head_dim: int, scale: str, to_values: bool) -> Kernel:
     """The ``k`` kernel for these constants."""
-    constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale}
+    constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale, "to_values": to_values}
     signature = ("u32*", "u8*", "u32*", "u32*", "u32*", "i32*", "i32", "i32", *("i64",) * 3, *("i32",) * 4)
     threads = threads_of(head_dim)
     # ptxas makes do with 64 registers at 512 threads; for float32 that spills, unless it is told that more are to be had

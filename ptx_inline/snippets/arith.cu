@@ -47,6 +47,13 @@ extern "C" __device__ float rcp_rn_f32(float x) {
   return reciprocal;
 }
 
+// Within one unit of the last place; subnormal results are 0.
+extern "C" __device__ float rcp_approx_ftz_f32(float x) {
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(x));
+  return reciprocal;
+}
+
 extern "C" __device__ float fma_rn_f32(float x, float y, float z) {
   float result;
   asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(result) : "f"(x), "f"(y), "f"(z));
