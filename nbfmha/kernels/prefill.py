@@ -38,6 +38,8 @@ from ptx_inline.toolchain import Kernel, Target
 IMPLEMENTATIONS = ("blockscale", "dequant")
 #: CTAs that ptxas makes room for with ``dequant``: measured on an H100, more of them win over a few spilled registers.
 CTAS_PER_SM = {64: 4, 96: 3, 128: 3, 256: 1}
+#: Which tokens a lane's scores are (``softmax.TOKENS``).
+TOKEN_ORDER = {"blockscale": "stored", "dequant": "widened"}
 NO_LIMIT = 1 << 30  # of a window's side
 
 
@@ -80,25 +82,27 @@ def make_prefill(
 
     blockscale, nvfp4_p = implementation == "blockscale", pv == "nvfp4"
     k_steps, o_tiles, n_tiles = Stage(head_dim).k_steps, head_dim // 8, TILE_N // 8
-    scale_words, all_tiles = (k_steps + 1) // 2, o_tiles + rounded
+    scale_words, all_tiles, p_words = (k_steps + 1) // 2, o_tiles + rounded, 1 if blockscale else 2
+    order = TOKEN_ORDER[implementation]
+    delta_bytes = DELTA_BYTES[order]
     stage_bytes, q_bytes = Stage(head_dim).bytes, _q_bytes(implementation, head_dim, windows)
-    rows_bytes, codes_bytes = TILE_N * row_pitch(head_dim), _codes_bytes(implementation, head_dim)
+    rows_bytes, deltas_at = TILE_N * row_pitch(head_dim), _deltas_at(implementation, head_dim)
     bias = math.log2(P_SCALE) if nvfp4_p else 0.0
     log2e = 1.4426950408889634
     sixteen = "bfloat16" if dtype == "bfloat16" else "float16"
 
     load_rows, qk_16 = tile_16bit.make_load_rows(head_dim), tile_16bit.make_qk(head_dim, sixteen)
     pv_16 = tile_16bit.make_pv(head_dim, sixteen, False, rounded)
-    load_codes = tile_codes.make_load_codes(head_dim, has_delta)
+    begin_codes, load_codes = tile_codes.make_load_codes(head_dim, has_delta, order)
     load_q, qk_codes = tile_blockscale.make_load_q(head_dim), tile_blockscale.make_qk(head_dim)
     pv_codes_f16, pv_codes_nvfp4 = tile_blockscale.make_pv_f16(head_dim), tile_blockscale.make_pv_nvfp4(head_dim, rounded)
     widen_q, widen_kv = tile_dequant.make_widen_q(head_dim), tile_dequant.make_widen_kv(head_dim)
     qk_wide = tile_16bit.make_qk(head_dim, "float16")
     pv_wide = tile_16bit.make_pv(head_dim, "float16", True, rounded)
     round_p = tile_dequant.make_round_p()
-    order = "stored" if blockscale else "widened"
     mask_16, mask_4 = softmax.make_mask("rows"), softmax.make_mask(order)
-    step, step_nvfp4 = softmax.make_step(all_tiles, bias), softmax.make_step_nvfp4(all_tiles, order, bias)
+    step = softmax.make_step(all_tiles, bias)
+    begin_nvfp4, step_nvfp4 = softmax.make_step_nvfp4(all_tiles, order, bias)
     load_delta = tile_codes.make_load_delta(order)
     general_scores = softmax.make_general_scores()
 
@@ -106,29 +110,29 @@ def make_prefill(
     if nvfp4_p and blockscale:
 
         @cuda.jit(device=True, forceinline=True)
-        def finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
-            step_nvfp4(acc_s, acc_o, row_max, row_sum, scale, sfp)
+        def finish_4(acc_s, acc_o, row_max, origin, row_sum, scale, sfp, stage, lane):
+            step_nvfp4(acc_s, acc_o, row_max, origin, row_sum, scale, sfp)
             pv_codes_nvfp4(acc_o, acc_s, sfp, stage, lane)
 
     elif nvfp4_p:
 
         @cuda.jit(device=True, forceinline=True)
-        def finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
-            step_nvfp4(acc_s, acc_o, row_max, row_sum, scale, sfp)
+        def finish_4(acc_s, acc_o, row_max, origin, row_sum, scale, sfp, stage, lane):
+            step_nvfp4(acc_s, acc_o, row_max, origin, row_sum, scale, sfp)
             round_p(acc_s, sfp)
             pv_wide(acc_o, acc_s, stage + u32(stage_bytes + rows_bytes), lane)
 
     elif blockscale:
 
         @cuda.jit(device=True, forceinline=True)
-        def finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
+        def finish_4(acc_s, acc_o, row_max, origin, row_sum, scale, sfp, stage, lane):
             step(acc_s, acc_o, row_max, row_sum, scale)
             pv_codes_f16(acc_o, acc_s, stage, lane)
 
     else:
 
         @cuda.jit(device=True, forceinline=True)
-        def finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
+        def finish_4(acc_s, acc_o, row_max, origin, row_sum, scale, sfp, stage, lane):
             step(acc_s, acc_o, row_max, row_sum, scale)
             pv_wide(acc_o, acc_s, stage + u32(stage_bytes + rows_bytes), lane)
 
@@ -145,7 +149,10 @@ def make_prefill(
     ):  # fmt: skip
         smem = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
         pool = smem + u32(q_bytes)
-        deltas = pool + u32(codes_bytes)
+        # the places of codes and deltas that a tile and the next one take in turn: each is this sum minus the other
+        deltas = pool + u32(deltas_at)
+        two_stages = pool + pool + u32(stage_bytes + delta_bytes if blockscale else 0)
+        two_deltas = deltas + deltas + u32(stage_bytes + delta_bytes if blockscale else delta_bytes)
         thread = i32(cuda.threadIdx.x)
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         group_id, thread_in_group = i32(lane >> i32(2)), i32(lane & i32(3))
@@ -174,9 +181,9 @@ def make_prefill(
             end_diagonal = i32(max(min((last >> i32(6)) + diagonal_tiles + i32(1), end), diagonal))
         if not quantized:
             stop_sinks, diagonal, end_diagonal = end, end, end
-        # tiles from full_from up to full_to are seen by every row as a whole
-        full_from = i32(max(last - window_left, i32(0)))
-        full_to = i32(min(position + window_right + i32(1), seqlen_k))
+        # tiles [full_from, full_to) are seen by every row as a whole
+        full_from = i32((max(last - window_left, i32(0)) + i32(TILE_N - 1)) >> i32(6))
+        full_to = i32(min(position + window_right + i32(1), seqlen_k) >> i32(6))
 
         acc_o = cuda.local.array((all_tiles, 4), f32)
         for t in unroll(all_tiles):
@@ -184,6 +191,7 @@ def make_prefill(
                 acc_o[t, r] = f32(0)
         row_max = cuda.local.array(2, f32)
         row_sum = cuda.local.array(2, f32)
+        origin = cuda.local.array((2, 2), f32)
         key_first = cuda.local.array(2, i32)
         key_stop = cuda.local.array(2, i32)
         shifted = cuda.local.array(2, f32)
@@ -191,7 +199,7 @@ def make_prefill(
             row = i32(row_low + i32(8 * side))
             key_first[side] = max(position + row - window_left, i32(0))
             key_stop[side] = min(position + row + window_right + i32(1), seqlen_k)
-            row_max[side] = f32(-np.inf)
+            row_max[side] = f32(softmax.LOWEST)
             row_sum[side] = f32(0)
             shifted[side] = f32(0)
             if has_shift != i32(0) and row < rows:
@@ -200,7 +208,8 @@ def make_prefill(
         acc_s = cuda.local.array((n_tiles, 4), f32)
         a = cuda.local.array((k_steps, 4), u32)
         sfa = cuda.local.array(scale_words, u32)
-        sfp = cuda.local.array((2, 1 if blockscale else 2), u32)
+        sfp = cuda.local.array(p_words, u32)
+        codes_at = cuda.local.array(5, i64)
         if quantized and blockscale:
             load_q(a, sfa, q, sfq, q_row, rows, row_low, thread_in_group)
 
@@ -216,8 +225,9 @@ def make_prefill(
                 k_tile = k_first + i64(run_from * i32(TILE_N)) * k_t * i64(2)
                 load_rows(k_smem, k16, k_tile, k_t * i64(2), i32(seqlen_k - run_from * i32(TILE_N)), thread)
                 commit()
-                for tile in range(run_from, run_to):
-                    first_n = i32(i32(tile) * i32(TILE_N))
+                tile = i32(run_from)
+                while tile < run_to:  # range() would count in 64 bits
+                    first_n = i32(tile * i32(TILE_N))
                     wait_0()
                     cuda.syncthreads()  # K is there, and nobody reads the V before
                     v_tile = v_first + i64(first_n) * v_t * i64(2)
@@ -229,7 +239,7 @@ def make_prefill(
                     qk_16(acc_s, smem, k_smem, lane, warp)
                     if general:
                         general_scores(acc_s, shifted, softmax_scale, cap)
-                    if first_n < full_from or first_n + i32(TILE_N) > full_to:
+                    if tile < full_from or tile >= full_to:
                         mask_16(acc_s, key_first, key_stop, first_n, thread_in_group)
                     step(acc_s, acc_o, row_max, row_sum, scale)
                     wait_0()
@@ -239,35 +249,30 @@ def make_prefill(
                         load_rows(k_smem, k16, k_tile, k_t * i64(2), i32(seqlen_k - first_n - i32(TILE_N)), thread)
                     commit()
                     pv_16(acc_o, acc_s, v_smem, lane)
+                    tile = i32(tile + i32(1))
 
             run_from, run_to = (stop_sinks, diagonal) if phase == 0 else (end_diagonal, end)
             if quantized and run_from < run_to:
                 cuda.syncthreads()
                 first = i32(k_padded + run_from * i32(TILE_N))
-                load_codes(pool, deltas, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread)
+                begin_codes(codes_at, i64(kv_head), delta_row, first, padded, thread)
+                load_codes(pool, deltas, k, sfk, vt, sfv, delta, codes_at, padded, thread)
                 commit()
+                if nvfp4_p:
+                    begin_nvfp4(origin, row_max)
                 if not blockscale:
                     widen_q(smem, q, sfq, q_row, rows, thread)
-                for tile in range(run_from, run_to):
-                    first_n = i32(i32(tile) * i32(TILE_N))
-                    odd = u32((i32(tile) - run_from) & i32(1))
-                    this_delta, next_delta = deltas + odd * u32(DELTA_BYTES), deltas + (odd ^ u32(1)) * u32(DELTA_BYTES)
-                    stage = pool
-                    if blockscale:
-                        stage = pool + odd * u32(stage_bytes)
+                stage, this_delta = pool, deltas
+                tile = i32(run_from)
+                while tile < run_to:
+                    other, next_delta = two_stages - stage, two_deltas - this_delta
                     wait_0()
                     cuda.syncthreads()  # this tile's codes are there, and nobody reads the tile before
-                    if blockscale:
-                        other = pool + (odd ^ u32(1)) * u32(stage_bytes)
-                    else:
+                    if not blockscale:
                         widen_kv(stage, pool + u32(stage_bytes), pool + u32(stage_bytes + rows_bytes), thread)
                         cuda.syncthreads()  # f16 is there, the codes are used up
-                        other = pool
-                    if tile + 1 < run_to:
-                        first = i32(k_padded + first_n + i32(TILE_N))
-                        load_codes(
-                            other, next_delta, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread
-                        )
+                    if tile + i32(1) < run_to:
+                        load_codes(other, next_delta, k, sfk, vt, sfv, delta, codes_at, padded, thread)
                     commit()
 
                     if has_delta:
@@ -282,16 +287,17 @@ def make_prefill(
                         qk_wide(acc_s, smem, pool + u32(stage_bytes), lane, warp)
                     if general:
                         general_scores(acc_s, shifted, softmax_scale, cap)
-                    if first_n < full_from or first_n + i32(TILE_N) > full_to:
-                        mask_4(acc_s, key_first, key_stop, first_n, thread_in_group)
-                    finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane)
+                    if tile < full_from or tile >= full_to:
+                        mask_4(acc_s, key_first, key_stop, i32(tile * i32(TILE_N)), thread_in_group)
+                    finish_4(acc_s, acc_o, row_max, origin, row_sum, scale, sfp, stage, lane)
+                    stage, this_delta = other, next_delta
+                    tile = i32(tile + i32(1))
 
         for side in unroll(2):
             row = i32(row_low + i32(8 * side))
             total = acc_o[all_tiles - 1, 2 * side] if rounded else quad_sum(row_sum[side])
-            origin = row_max[side] if row_max[side] > f32(-np.inf) else f32(0)
             # a row that sees no key has no P but a sum of zero; a NaN goes its way
-            log_sum = f32(-np.inf) if total == f32(0) else (origin + lg2(total) - f32(bias)) * f32(1 / log2e)
+            log_sum = f32(-np.inf) if total == f32(0) else (row_max[side] + lg2(total) - f32(bias)) * f32(1 / log2e)
             if not general or cap == f32(0):  # with a softcap the shift is in the scores; zero without smoothing
                 log_sum = fma(shifted[side], softmax_scale, log_sum)
             factor = f32(0) if total == f32(0) else f32(1) / total
@@ -366,17 +372,21 @@ def _q_bytes(implementation: str, head_dim: int, windows: bool) -> int:
     return TILE_M * row_pitch(head_dim) if windows or implementation == "dequant" else 0
 
 
-def _codes_bytes(implementation: str, head_dim: int) -> int:
-    """Two stages of codes; or one, and K and V as f16."""
+def _deltas_at(implementation: str, head_dim: int) -> int:
+    """Bytes before the first delta: a stage of codes; or that and K and V as f16."""
     stage = Stage(head_dim).bytes
-    if implementation == "blockscale":
-        return 2 * stage
-    return stage + TILE_N * row_pitch(head_dim) + head_dim * TRANSPOSED_PITCH
+    return stage if implementation == "blockscale" else stage + TILE_N * row_pitch(head_dim) + head_dim * TRANSPOSED_PITCH
+
+
+def _codes_bytes(implementation: str, head_dim: int) -> int:
+    """Two stages of codes, each with its deltas behind it; or one, K and V as f16, and the deltas of two tiles."""
+    first, delta = _deltas_at(implementation, head_dim), DELTA_BYTES[TOKEN_ORDER[implementation]]
+    return 2 * (first + delta) if implementation == "blockscale" else first + 2 * delta
 
 
 def shared_bytes(implementation: str, head_dim: int, quantized: bool, windows: bool) -> int:
     """Dynamic shared memory of a CTA, in bytes."""
-    codes, rows = _codes_bytes(implementation, head_dim) + 2 * DELTA_BYTES, TILE_N * row_pitch(head_dim)
+    codes, rows = _codes_bytes(implementation, head_dim), TILE_N * row_pitch(head_dim)
     return _q_bytes(implementation, head_dim, windows) + max(codes if quantized else 0, 2 * rows if windows else 0)
 
 
