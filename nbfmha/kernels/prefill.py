@@ -93,7 +93,7 @@ def make_prefill(
 
     load_rows, qk_16 = tile_16bit.make_load_rows(head_dim), tile_16bit.make_qk(head_dim, sixteen)
     pv_16 = tile_16bit.make_pv(head_dim, sixteen, False, rounded)
-    begin_codes, load_codes = tile_codes.make_load_codes(head_dim, has_delta, order)
+    begin_codes, load_codes, next_codes = tile_codes.make_load_codes(head_dim, has_delta, order)
     load_q, qk_codes = tile_blockscale.make_load_q(head_dim), tile_blockscale.make_qk(head_dim)
     pv_codes_f16, pv_codes_nvfp4 = tile_blockscale.make_pv_f16(head_dim), tile_blockscale.make_pv_nvfp4(head_dim, rounded)
     widen_q, widen_kv = tile_dequant.make_widen_q(head_dim), tile_dequant.make_widen_kv(head_dim)
@@ -151,8 +151,8 @@ def make_prefill(
         pool = smem + u32(q_bytes)
         # the places of codes and deltas that a tile and the next one take in turn: each is this sum minus the other
         deltas = pool + u32(deltas_at)
-        two_stages = pool + pool + u32(stage_bytes + delta_bytes if blockscale else 0)
-        two_deltas = deltas + deltas + u32(stage_bytes + delta_bytes if blockscale else delta_bytes)
+        two_stages = u32(pool + pool + u32(stage_bytes + delta_bytes if blockscale else 0))
+        two_deltas = u32(deltas + deltas + u32(stage_bytes + delta_bytes if blockscale else delta_bytes))
         thread = i32(cuda.threadIdx.x)
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         group_id, thread_in_group = i32(lane >> i32(2)), i32(lane & i32(3))
@@ -184,6 +184,7 @@ def make_prefill(
         # tiles [full_from, full_to) are seen by every row as a whole
         full_from = i32((max(last - window_left, i32(0)) + i32(TILE_N - 1)) >> i32(6))
         full_to = i32(min(position + window_right + i32(1), seqlen_k) >> i32(6))
+        n_full = u32(max(i32(full_to - full_from), i32(0)))
 
         acc_o = cuda.local.array((all_tiles, 4), f32)
         for t in unroll(all_tiles):
@@ -239,7 +240,7 @@ def make_prefill(
                     qk_16(acc_s, smem, k_smem, lane, warp)
                     if general:
                         general_scores(acc_s, shifted, softmax_scale, cap)
-                    if tile < full_from or tile >= full_to:
+                    if u32(tile - full_from) >= n_full:
                         mask_16(acc_s, key_first, key_stop, first_n, thread_in_group)
                     step(acc_s, acc_o, row_max, row_sum, scale)
                     wait_0()
@@ -262,16 +263,17 @@ def make_prefill(
                     begin_nvfp4(origin, row_max)
                 if not blockscale:
                     widen_q(smem, q, sfq, q_row, rows, thread)
-                stage, this_delta = pool, deltas
+                stage, this_delta = u32(pool), u32(deltas)
                 tile = i32(run_from)
                 while tile < run_to:
-                    other, next_delta = two_stages - stage, two_deltas - this_delta
+                    other, next_delta = u32(two_stages - stage), u32(two_deltas - this_delta)
+                    next_codes(codes_at)
                     wait_0()
                     cuda.syncthreads()  # this tile's codes are there, and nobody reads the tile before
                     if not blockscale:
                         widen_kv(stage, pool + u32(stage_bytes), pool + u32(stage_bytes + rows_bytes), thread)
                         cuda.syncthreads()  # f16 is there, the codes are used up
-                    if tile + i32(1) < run_to:
+                    if i32(tile + i32(1)) < run_to:
                         load_codes(other, next_delta, k, sfk, vt, sfv, delta, codes_at, padded, thread)
                     commit()
 
@@ -287,7 +289,7 @@ def make_prefill(
                         qk_wide(acc_s, smem, pool + u32(stage_bytes), lane, warp)
                     if general:
                         general_scores(acc_s, shifted, softmax_scale, cap)
-                    if tile < full_from or tile >= full_to:
+                    if u32(tile - full_from) >= n_full:
                         mask_4(acc_s, key_first, key_stop, i32(tile * i32(TILE_N)), thread_in_group)
                     finish_4(acc_s, acc_o, row_max, origin, row_sum, scale, sfp, stage, lane)
                     stage, this_delta = other, next_delta

@@ -54,15 +54,16 @@ def make_mask(tokens: str):
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, i32 = types.float32, types.int32
-    keep_branch = dev.keep_branch
+    f32, u32, i32 = types.float32, types.uint32, types.int32
+    keep_branch, unknown = dev.keep_branch, dev.unknown_u32
     place, lane_tokens = places(tokens), TOKENS[tokens][1]
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def mask(acc_s, key_first, key_stop, first_n, thread_in_group):
         keep_branch()
-        own = i32(first_n + i32(lane_tokens) * thread_in_group)
+        # else low and high would be counted down in every round, for the few tiles that are masked
+        own = i32(i32(unknown(u32(first_n))) + i32(lane_tokens) * thread_in_group)
         for side in unroll(2):
             low, high = i32(key_first[side] - own), i32(key_stop[side] - own)
             for t in unroll(TILE_N // 8):
@@ -99,7 +100,7 @@ def make_step(o_tiles: int, bias: float):
     """Device function ``(acc_s, acc_o, row_max, row_sum, scale)``: scores to P, the rest rescaled.
 
     acc_s  f32[8, 4], scores; afterwards P = 2^(scale * score - row_max + bias)
-    acc_o  f32[o_tiles, 4], rescaled by 2^(old row_max - new); row_max f32[2], first LOWEST; row_sum f32[2]: this lane's part
+    acc_o  f32[o_tiles, 4], rescaled by 2^(old row_max - new); row_max f32[2], first LOWEST; row_sum f32[2]: of this lane
     scale  > 0: softmax_scale * log2(e); ``bias``: log2 of what P is multiplied by
     """
     from numba import cuda
@@ -145,13 +146,13 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
     acc_s becomes P / s, to be rounded to E2M1, with the UE4M3 scale s of its 16 tokens.
 
     origin: f32[2, 2], [side] of bias - row_max, and that minus log2(6): they change with a row maximum, in few tiles.
-    sfp: u32[groups / 2] of scale bytes: byte groups * side + g, four a word. "stored": a lane has eight tokens of a group of
-    each half of the tile, and lanes q, q ^ 1 share it. "widened": group g is n tiles 2 g, 2 g + 1 of the quad.
+    sfp: u32[groups / 2] of scale bytes: byte groups * side + g, four a word. "stored": a lane has eight tokens of a group
+    of each half of the tile, and lanes q, q ^ 1 share it. "widened": group g is n tiles 2 g, 2 g + 1 of the quad.
 
     P's group maximum is 2^(that of the scores), so one pass of maxima serves softmax and scales (as in SageAttention3,
     arXiv 2505.11594); the division by s is a subtraction in the exponent; the row sum is that of the groups times s. The
-    scale is at least 2^-9, the smallest UE4M3: nothing divides by zero. A group whose scale is above 448 = 2^(bias) / 6 says
-    that a row maximum grew: a vote on that is all that most tiles pay for the online part of the softmax.
+    scale is at least 2^-9, the smallest UE4M3: nothing divides by zero. A group whose scale is above 448 = 2^bias / 6
+    says that a row maximum grew: a vote on that is all that most tiles pay for the online part of the softmax.
     """
     from numba import cuda
     from numba.core import types

@@ -19,8 +19,8 @@ from nbfmha.recipe import TILE_N
 
 V_PITCH = TILE_N // 2 + 16
 DELTA_BYTES = {"stored": 8 * TILE_N, "widened": 4 * TILE_N}
-"""Of a tile's corrections, by ``softmax.TOKENS``. "stored": two neighbours twice, as rows g and g + 8 of an accumulator have
-them: 16 bytes for each n tile t and lane q of a quad, at 16 (4 t + q), are what the lane starts its four scores from.
+"""Of a tile's corrections, by ``softmax.TOKENS``. "stored": two neighbours twice, as rows g and g + 8 of an accumulator
+have them: 16 bytes for each n tile t and lane q of a quad, at 16 (4 t + q), are what its four scores start from.
 """
 
 
@@ -61,7 +61,7 @@ def make_load_codes(head_dim: int, has_delta: bool, tokens: str):
 
     ``begin(at: i64[5], kv_head, delta_row, first, padded, thread)``: where the thread's part of the tile at padded row
     ``first`` begins in k, sfk, vt, sfv and delta, in bytes. kv_head, delta_row: i64, in rows of ``padded``.
-    ``load(smem, delta_smem, k, sfk, vt, sfv, delta, at, padded, thread)``: that tile comes, and ``at`` is the next one's.
+    ``load(smem, delta_smem, k, sfk, vt, sfv, delta, at, padded, thread)``: that tile comes. ``advance(at)``: to the next.
     """
     from numba import cuda
     from numba.core import types
@@ -70,13 +70,12 @@ def make_load_codes(head_dim: int, has_delta: bool, tokens: str):
     from ptx_inline.unroll import unroll, unrolled
 
     u32, i32, i64 = types.uint32, types.int32, types.int64
-    cp_async_16, cp_async_8, cp_async_4 = dev.cp_async_cg_16, dev.cp_async_ca_8, dev.cp_async_ca_4
+    # scales and "stored" deltas come in words, one or more a thread: one address in shared memory serves them all
+    cp_async_16, cp_async_4 = dev.cp_async_cg_16, dev.cp_async_ca_4
     stage = Stage(head_dim)
     k_steps, k_pitch, at_v, at_sfk, at_sfv = stage.k_steps, stage.k_pitch, stage.v, stage.sfk, stage.sfv
     chunks, rows_a_pass = 2 * k_steps, THREADS // (2 * k_steps)
-
     twice = tokens == "stored"
-    delta_threads = TILE_N if twice else TILE_N // 4
 
     @cuda.jit(device=True, forceinline=True)
     def begin(at, kv_head, delta_row, first, padded, thread):
@@ -84,16 +83,16 @@ def make_load_codes(head_dim: int, has_delta: bool, tokens: str):
         key = kv_head * i64(padded) + i64(first)
         row = kv_head * i64(head_dim)
         at[0] = key * i64(32 * k_steps) + i64(lane * u32(16))  # K's rows of a tile lie end to end
-        at[1] = key * i64(4 * k_steps) + i64(lane * u32(16))
+        at[1] = key * i64(4 * k_steps) + i64(lane * u32(4))
         half = i64((lane & u32(1)) * u32(16))
         at[2] = (row + i64(lane >> u32(1))) * i64(padded >> i32(1)) + i64(first >> i32(1)) + half
         at[3] = (row + i64(lane)) * i64(padded >> i32(4)) + i64(first >> i32(4))
         if twice:
-            tile, quad_lane = lane >> u32(3), (lane >> u32(1)) & u32(3)
-            piece = (tile >> u32(2)) * u32(128) + quad_lane * u32(32) + (tile & u32(3)) * u32(8)
+            tile, quad_lane, column = lane >> u32(4), (lane >> u32(2)) & u32(3), lane & u32(1)
+            token = (tile >> u32(2)) * u32(32) + quad_lane * u32(8) + (tile & u32(3)) * u32(2) + column
         else:
-            piece = lane * u32(16)
-        at[4] = (delta_row * i64(padded) + i64(first)) * i64(4) + i64(piece)
+            token = lane * u32(4)
+        at[4] = (delta_row * i64(padded) + i64(first) + i64(token)) * i64(4)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -102,8 +101,9 @@ def make_load_codes(head_dim: int, has_delta: bool, tokens: str):
         to = smem + (lane // u32(chunks)) * u32(k_pitch) + (lane % u32(chunks)) * u32(16)
         for i in unroll(TILE_N // rows_a_pass):
             cp_async_16(to + u32(i * rows_a_pass * k_pitch), k, at[0] + i64(16 * THREADS * i), u32(16))
-        if lane < u32(16 * k_steps):
-            cp_async_16(smem + u32(at_sfk) + lane * u32(16), sfk, at[1], u32(16))
+        for i in unroll(-(-TILE_N * k_steps // THREADS)):
+            if TILE_N * k_steps >= THREADS or lane < u32(TILE_N * k_steps):
+                cp_async_4(smem + u32(at_sfk + 4 * THREADS * i) + lane * u32(4), sfk, at[1] + i64(4 * THREADS * i), u32(4))
         to = smem + u32(at_v) + (lane >> u32(1)) * u32(V_PITCH) + (lane & u32(1)) * u32(16)
         for i in unroll(-(-head_dim // 64)):
             if 64 * (i + 1) <= head_dim or lane < u32(2 * head_dim - THREADS * i):
@@ -112,18 +112,20 @@ def make_load_codes(head_dim: int, has_delta: bool, tokens: str):
             if THREADS * (i + 1) <= head_dim or lane < u32(head_dim - THREADS * i):
                 to = smem + u32(at_sfv + 4 * THREADS * i) + lane * u32(4)
                 cp_async_4(to, sfv, at[3] + i64(THREADS * i) * i64(padded >> i32(4)), u32(4))
-        if has_delta and lane < u32(delta_threads):
-            if twice:
-                cp_async_8(delta_smem + lane * u32(8), delta, at[4], u32(8))
-            else:
-                cp_async_16(delta_smem + lane * u32(16), delta, at[4], u32(16))
+        if has_delta and twice:
+            cp_async_4(delta_smem + lane * u32(4), delta, at[4], u32(4))
+        elif has_delta and lane < u32(TILE_N // 4):
+            cp_async_16(delta_smem + lane * u32(16), delta, at[4], u32(16))
+
+    @cuda.jit(device=True, forceinline=True)
+    def advance(at):
         at[0] += i64(TILE_N * 32 * k_steps)
         at[1] += i64(TILE_N * 4 * k_steps)
         at[2] += i64(TILE_N // 2)
         at[3] += i64(TILE_N // 16)
         at[4] += i64(4 * TILE_N)
 
-    return begin, load
+    return begin, load, advance
 
 
 def make_load_delta(tokens: str):
