@@ -47,8 +47,9 @@ class MeanBlock(NamedTuple):
 
 
 class QueryBlock(NamedTuple):
-    """Queries of a CTA of the forward kernel: rows [first, stop) of q; the position of the first one on its sequence's keys (may be negative);
-    the sequence's first row of k, its first padded row, its seqlen_k; the mean block of the first one; the sequence."""
+    """Queries of a CTA of the forward kernel: rows [first, stop) of q; the position of the first one on its sequence's keys
+    (may be negative); the sequence's first row of k, its first padded row, its seqlen_k; the mean block of the first one;
+    the sequence."""
 
     first: int
     stop: int

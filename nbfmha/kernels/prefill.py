@@ -97,7 +97,7 @@ def make_prefill(
     k_steps, o_tiles, n_tiles = Stage(head_dim).k_steps, head_dim // 8, TILE_N // 8
     scale_words, all_tiles = (k_steps + 1) // 2, o_tiles + rounded
     stage_bytes, q_bytes = Stage(head_dim).bytes, _q_bytes(implementation, head_dim, windows)
-    nvfp4_bytes = _nvfp4_bytes(implementation, head_dim)
+    deltas_at = stage_bytes if blockscale else _nvfp4_bytes(implementation, head_dim)
     bias = math.log2(P_SCALE) if nvfp4_p else 0.0
     log2e = 1.4426950408889634
     sixteen = "bfloat16" if dtype == "bfloat16" else "float16"
@@ -105,25 +105,26 @@ def make_prefill(
     make = functools.cache(lambda factory, *constants: factory(*constants))
     run_windows = make_run_rows(make, head_dim, sixteen, m_tiles, False, pv, rounded, general, False, bias)
     run_widened = make_run_rows(make, head_dim, "float16", m_tiles, True, pv, rounded, general, has_delta, bias)
-    load_codes = tile_codes.make_load_codes(head_dim, has_delta)
+    begin_codes, load_codes, next_codes = tile_codes.make_load_codes(head_dim, has_delta)
     load_q, qk_codes = tile_blockscale.make_load_q(head_dim), tile_blockscale.make_qk(head_dim)
     pv_codes_f16, pv_codes_nvfp4 = tile_blockscale.make_pv_f16(head_dim), tile_blockscale.make_pv_nvfp4(head_dim, rounded)
-    mask, load_delta = softmax.make_mask("stored"), tile_codes.make_load_delta("stored")
-    step, step_nvfp4 = softmax.make_step(all_tiles, bias), softmax.make_step_nvfp4(all_tiles, "stored", bias)
+    mask, load_delta = softmax.make_mask("stored"), make(tile_codes.make_load_delta)
+    step = make(softmax.make_step, all_tiles, bias)
+    begin_nvfp4, step_nvfp4 = softmax.make_step_nvfp4(all_tiles, "stored", bias)
     general_scores = softmax.make_general_scores()
 
     # what follows the scores of codes: softmax and P V. Numba types every branch, so each variant is its function
     if nvfp4_p:
 
         @cuda.jit(device=True, forceinline=True)
-        def finish(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
-            step_nvfp4(acc_s, acc_o, row_max, row_sum, scale, sfp)
+        def finish(acc_s, acc_o, row_max, origin, row_sum, scale, sfp, stage, lane):
+            step_nvfp4(acc_s, acc_o, row_max, origin, row_sum, scale, sfp)
             pv_codes_nvfp4(acc_o, acc_s, sfp, stage, lane)
 
     else:
 
         @cuda.jit(device=True, forceinline=True)
-        def finish(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
+        def finish(acc_s, acc_o, row_max, origin, row_sum, scale, sfp, stage, lane):
             step(acc_s, acc_o, row_max, row_sum, scale)
             pv_codes_f16(acc_o, acc_s, stage, lane)
 
@@ -186,7 +187,7 @@ def make_prefill(
     ):  # fmt: skip
         smem = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
         pool = smem + u32(q_bytes)
-        deltas = pool + u32(nvfp4_bytes)
+        deltas = pool + u32(deltas_at)
         thread = i32(cuda.threadIdx.x)
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         group_id, thread_in_group = i32(lane >> i32(2)), i32(lane & i32(3))
@@ -226,23 +227,28 @@ def make_prefill(
             for t in unroll(all_tiles):
                 clear(acc_o[m, t])
             for side in unroll(2):
-                row_max[m, side] = f32(-np.inf)
+                row_max[m, side] = f32(softmax.LOWEST)
                 row_sum[m, side] = f32(0)
         scale = f32(1) if general else softmax_scale * f32(log2e)
         if quantized and blockscale:
             acc_s = cuda.local.array((n_tiles, 4), f32)
             a = cuda.local.array((k_steps, 4), u32)
             sfa = cuda.local.array(scale_words, u32)
-            sfp = cuda.local.array((2, 1), u32)
+            sfp = cuda.local.array(1, u32)
+            origin = cuda.local.array((2, 2), f32)
+            codes_at = cuda.local.array(5, i64)
             load_q(a, sfa, q, sfq, q_row, rows, row_low, thread_in_group)
             shifted = cuda.local.array(2, f32)
             for side in unroll(2):
                 shifted[side] = f32(0)
                 if general and has_shift != i32(0) and row_low + i32(8 * side) < rows:
                     shifted[side] = shift[q_row + i64(row_low + i32(8 * side))]
-            # tiles from full_from up to full_to are seen by every row as a whole
-            full_from = i32(max(last - window_left, i32(0)))
-            full_to = i32(min(position + window_right + i32(1), seqlen_k))
+            # tiles [full_from, full_to) are seen by every row as a whole
+            full_from = i32((max(last - window_left, i32(0)) + i32(TILE_N - 1)) >> i32(6))
+            full_to = i32(min(position + window_right + i32(1), seqlen_k) >> i32(6))
+            n_full = u32(max(i32(full_to - full_from), i32(0)))
+            # the places of codes and deltas that a tile and the next one take in turn: each is this sum minus the other
+            two_stages = u32(pool + pool + u32(stage_bytes + DELTA_BYTES))
 
         for phase in range(phases):
             run_from, run_to = (begin, top_stop_sinks) if phase == 0 else (diagonal, top_end_diagonal)
@@ -273,42 +279,45 @@ def make_prefill(
             if quantized and blockscale and run_from < run_to:
                 cuda.syncthreads()
                 first = i32(k_padded + run_from * i32(TILE_N))
-                load_codes(pool, deltas, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread)
+                begin_codes(codes_at, i64(kv_head), delta_row, first, padded, thread)
+                load_codes(pool, deltas, k, sfk, vt, sfv, delta, codes_at, padded, thread)
                 commit()
-                for tile in range(run_from, run_to):
-                    first_n = i32(i32(tile) * i32(TILE_N))
-                    odd = u32((i32(tile) - run_from) & i32(1))
-                    this_delta, next_delta = deltas + odd * u32(DELTA_BYTES), deltas + (odd ^ u32(1)) * u32(DELTA_BYTES)
-                    stage, other = pool + odd * u32(stage_bytes), pool + (odd ^ u32(1)) * u32(stage_bytes)
+                if nvfp4_p:
+                    begin_nvfp4(origin, row_max[0])
+                stage = u32(pool)
+                tile = i32(run_from)
+                while tile < run_to:  # range() would count in 64 bits
+                    other = u32(two_stages - stage)
+                    next_codes(codes_at)
                     wait_0()
                     cuda.syncthreads()  # this tile's codes are there, and nobody reads the tile before
-                    if tile + 1 < run_to:
-                        first = i32(k_padded + first_n + i32(TILE_N))
-                        load_codes(
-                            other, next_delta, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread
-                        )
+                    if i32(tile + i32(1)) < run_to:
+                        load_codes(other, other + u32(deltas_at), k, sfk, vt, sfv, delta, codes_at, padded, thread)
                     commit()
 
                     if has_delta:
-                        load_delta(acc_s, this_delta, thread_in_group)
+                        load_delta(acc_s, stage + u32(deltas_at), thread_in_group)
                     else:
                         for t in unroll(n_tiles):
                             clear(acc_s[t])
                     qk_codes(acc_s, a, sfa, stage, lane)
                     if general:
                         general_scores(acc_s, shifted, softmax_scale, cap)
-                    if first_n < full_from or first_n + i32(TILE_N) > full_to:
-                        row_position = position + row_low
+                    if u32(tile - full_from) >= n_full:
+                        row_position, first_n = i32(position + row_low), i32(tile * i32(TILE_N))
                         mask(acc_s, row_position, window_left, window_right, seqlen_k, first_n, thread_in_group)
-                    finish(acc_s, acc_o[0], row_max[0], row_sum[0], scale, sfp, stage, lane)
+                    finish(acc_s, acc_o[0], row_max[0], origin, row_sum[0], scale, sfp, stage, lane)
+                    stage = other
+                    tile = i32(tile + i32(1))
 
         for m in unroll(m_tiles):
             for side in unroll(2):
                 row = i32(row_low + i32(16 * m + 8 * side))
                 total = acc_o[m, all_tiles - 1, 2 * side] if rounded else quad_sum(row_sum[m, side])
-                origin = row_max[m, side] if row_max[m, side] > f32(-np.inf) else f32(0)
                 # a row that sees no key has no P but a sum of zero; a NaN goes its way
-                log_sum = f32(-np.inf) if total == f32(0) else (origin + lg2(total) - f32(bias)) * f32(1 / log2e)
+                log_sum = (row_max[m, side] + lg2(total) - f32(bias)) * f32(1 / log2e)
+                if total == f32(0):
+                    log_sum = f32(-np.inf)
                 # with a softcap the shift is in the scores
                 if (not general or cap == f32(0)) and has_shift != i32(0) and row < rows:
                     log_sum = fma(shift[q_row + i64(row)], softmax_scale, log_sum)
@@ -383,13 +392,16 @@ def _q_bytes(implementation: str, head_dim: int, windows: bool) -> int:
 
 
 def _nvfp4_bytes(implementation: str, head_dim: int) -> int:
-    """Two stages of codes; or a tile of K and V as f16."""
-    return 2 * (Stage(head_dim).bytes if implementation == "blockscale" else TILE_N * row_pitch(head_dim))
+    """A stage of codes; or a tile of K and V as f16."""
+    return Stage(head_dim).bytes if implementation == "blockscale" else 2 * TILE_N * row_pitch(head_dim)
 
 
 def shared_bytes(implementation: str, head_dim: int, quantized: bool, windows: bool) -> int:
     """Dynamic shared memory of a CTA, in bytes."""
-    nvfp4, rows = _nvfp4_bytes(implementation, head_dim) + 2 * DELTA_BYTES, 2 * TILE_N * row_pitch(head_dim)
+    # two stages of codes, each with its deltas behind it; or K, V, and the deltas of each block of queries
+    copies = 2 if implementation == "blockscale" else 1
+    deltas = DELTA_BYTES * (1 if implementation == "blockscale" else m_tiles_of(implementation, head_dim))
+    nvfp4, rows = copies * (_nvfp4_bytes(implementation, head_dim) + deltas), 2 * TILE_N * row_pitch(head_dim)
     return _q_bytes(implementation, head_dim, windows) + max(nvfp4 if quantized else 0, rows if windows else 0)
 
 

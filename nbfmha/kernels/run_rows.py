@@ -45,38 +45,42 @@ def make_run_rows(
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
-    commit, wait_0, cp_async_16 = dev.cp_async_commit_group, dev.cp_async_wait_group_0, dev.cp_async_cg_16
+    commit, wait_0, cp_async_4 = dev.cp_async_commit_group, dev.cp_async_wait_group_0, dev.cp_async_ca_4
     n_tiles, pv_steps, halves, o_tiles = TILE_N // 8, TILE_N // 16, m_tiles, head_dim // 8 + rounded
     smem_rows, rows_bytes = tile_16bit.WARPS * 16 * m_tiles, TILE_N * tile_16bit.row_pitch(head_dim)
     load_q, load_kv = (make(tile_16bit.make_load_rows, head_dim, rows) for rows in (smem_rows, TILE_N))
     qk = make(tile_16bit.make_qk, head_dim, dtype, m_tiles)
     pack = make(tile_16bit.make_pack, dtype, m_tiles)
     pv_mma = make(tile_16bit.make_pv, head_dim, dtype, m_tiles, rounded)
-    load_delta, mask = make(tile_codes.make_load_delta, "rows"), make(softmax.make_mask, "rows")
+    load_delta, mask = make(tile_codes.make_load_delta), make(softmax.make_mask, "rows")
     general_scores, step = make(softmax.make_general_scores), make(softmax.make_step, o_tiles, bias)
     nvfp4_p = nvfp4 and pv == "nvfp4"
     with_delta, with_shift = nvfp4 and has_delta, general or not nvfp4
-    step_nvfp4, round_p = make(softmax.make_step_nvfp4, o_tiles, "rows", bias), make(tile_dequant.make_round_p)
+    begin_nvfp4, step_nvfp4 = make(softmax.make_step_nvfp4, o_tiles, "rows", bias)
+    round_p, delta_token = make(tile_dequant.make_round_p), make(tile_codes.make_delta_token, "rows")
 
     if nvfp4_p:
 
         @cuda.jit(device=True, forceinline=True)
-        def softmax_step(acc_s, acc_o, row_max, row_sum, scale):
-            sfp = cuda.local.array((2, 2), u32)
-            step_nvfp4(acc_s, acc_o, row_max, row_sum, scale, sfp)
+        def softmax_step(acc_s, acc_o, row_max, origin, row_sum, scale):
+            sfp = cuda.local.array(2, u32)
+            step_nvfp4(acc_s, acc_o, row_max, origin, row_sum, scale, sfp)
             round_p(acc_s, sfp)
 
     else:
-        softmax_step = step
+
+        @cuda.jit(device=True, forceinline=True)
+        def softmax_step(acc_s, acc_o, row_max, origin, row_sum, scale):
+            step(acc_s, acc_o, row_max, row_sum, scale)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def load_deltas(deltas, delta, delta_at, delta_step, rows, thread):
         """64 corrections for each 64 queries of the CTA that there are."""
-        half, chunk = u32(thread) >> u32(4), u32(thread) & u32(15)
-        if half < u32(halves) and i32(u32(TILE_N) * half) < rows:
-            at = (delta_at + i64(half) * delta_step) * i64(4) + i64(chunk) * i64(16)
-            cp_async_16(deltas + u32(DELTA_BYTES) * half + u32(16) * chunk, delta, at, u32(16))
+        for half in unroll(halves):
+            if i32(TILE_N * half) < rows:
+                at = (delta_at + i64(half) * delta_step + i64(delta_token(thread))) * i64(4)
+                cp_async_4(deltas + u32(DELTA_BYTES * half) + u32(4) * u32(thread), delta, at, u32(4))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -91,6 +95,10 @@ def make_run_rows(
         k_smem, v_smem = pool, pool + u32(rows_bytes)
         acc_s = cuda.local.array((m_tiles, n_tiles, 4), f32)
         p = cuda.local.array((m_tiles, pv_steps, 4), u32)
+        origin = cuda.local.array((m_tiles, 2, 2), f32)
+        if nvfp4_p:
+            for m in unroll(m_tiles):
+                begin_nvfp4(origin[m], row_max[m])
         shifted = cuda.local.array((m_tiles, 2), f32)
         first_row = i32(i32(16 * m_tiles) * warp + group_id)
         for m in unroll(m_tiles):
@@ -139,7 +147,7 @@ def make_run_rows(
                         row_position = i32(position + i32(16 * m))
                         mask(acc_s[m], row_position, window_left, window_right, seqlen_k, first_n, thread_in_group)
                 for m in unroll(m_tiles):
-                    softmax_step(acc_s[m], acc_o[m], row_max[m], row_sum[m], scale)
+                    softmax_step(acc_s[m], acc_o[m], row_max[m], origin[m], row_sum[m], scale)
                 pack(p, acc_s)
             wait_0()
             cuda.syncthreads()  # V is there, and nobody reads this K any more

@@ -28,7 +28,7 @@ def make_load_rows(head_dim: int, tile_rows: int):
     from ptx_inline.unroll import unroll, unrolled
 
     u32, i32, i64 = types.uint32, types.int32, types.int64
-    cp_async_16, keep_in_loop = dev.cp_async_cg_16, dev.keep_in_loop_i64
+    cp_async_16, unknown = dev.cp_async_cg_16, dev.unknown_i64
     chunks = head_dim // 8
     smem_pitch, passes = row_pitch(head_dim), tile_rows * chunks // THREADS
     rows_a_pass = THREADS // chunks
@@ -36,7 +36,7 @@ def make_load_rows(head_dim: int, tile_rows: int):
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def load_rows(smem, source, first, pitch, rows, thread):
-        pitch = keep_in_loop(pitch)  # else LLVM keeps the offset of each pass, 64 bits, and there is no register for that
+        pitch = unknown(pitch)  # else the offset of each pass is kept from tile to tile, and there is no register for it
         row, column = u32(thread) // u32(chunks), u32(thread) % u32(chunks)
         to = smem + row * u32(smem_pitch) + column * u32(16)
         offset = first + i64(row) * pitch + i64(column) * i64(16)
@@ -116,12 +116,10 @@ def make_pack(dtype: str, m_tiles: int):
     """Device function ``(p: u32[m_tiles, 4, 4], acc_s: f32[m_tiles, 8, 4])``: P rounded to ``dtype``, as the A fragments of
     four k steps. No lane gives anything to another: what it holds of two n tiles is what it needs of one k step."""
     from numba import cuda
-    from numba.core import types
 
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    u32 = types.uint32
     pack = dev.cvt_rn_bf16x2_f32 if dtype == "bfloat16" else dev.cvt_rn_f16x2_f32
 
     @cuda.jit(device=True, forceinline=True)

@@ -9,7 +9,7 @@ from nbfmha.recipe import TILE_N
 
 
 def make_round_p():
-    """Device function ``(acc_s: f32[8, 4], sfp: u32[2, 2])``: P / s, as ``softmax.make_step_nvfp4`` left it, to the nearest
+    """Device function ``(acc_s: f32[8, 4], sfp: u32[2])``: P / s, as ``softmax.make_step_nvfp4`` left it, to the nearest
     E2M1 and times s again, in place."""
     from numba import cuda
     from numba.core import types
@@ -26,7 +26,7 @@ def make_round_p():
     def round_p(acc_s, sfp):
         for t in unroll(TILE_N // 8):
             for side in unroll(2):
-                both = f16x2_e4m3x2(sfp[side, t // 4])
+                both = f16x2_e4m3x2((sfp[side] >> u32(16 * (t // 4))) & u32(0xFFFF))
                 scale = widen_f16(u16((both >> u32(16 * (t // 2 % 2))) & u32(0xFFFF)))
                 pair = f16x2_e2m1x2(e2m1x2(acc_s[t, 2 * side + 1], acc_s[t, 2 * side]))
                 acc_s[t, 2 * side] = widen_f16(u16(pair & u32(0xFFFF))) * scale

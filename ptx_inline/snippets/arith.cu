@@ -119,8 +119,14 @@ extern "C" __device__ u32 vote_sync_any(u32 predicate) {
 // No instruction. What stands beside it is not speculated: a branch around much work stays a branch.
 extern "C" __device__ void keep_branch() { asm volatile(""); }
 
-// No instruction. The value is new to LLVM: what is computed from it in a loop is not kept in registers across the loop.
-extern "C" __device__ i64 keep_in_loop_i64(i64 x) {
-  asm volatile("" : "+l"(x));
-  return x;
+// No instruction. The same value, of which the compiler knows nothing: what is computed from it is computed here, and not
+// kept up to date from round to round of the loop around.
+extern "C" __device__ u32 unknown_u32(u32 value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+extern "C" __device__ i64 unknown_i64(i64 value) {
+  asm volatile("" : "+l"(value));
+  return value;
 }
