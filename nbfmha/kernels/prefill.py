@@ -139,8 +139,8 @@ def make_prefill(
 
     @unrolled
     def prefill(
-        out, lse, q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta, shift, sinks, blocks, has_lse, has_shift,
-        has_sinks, out_b, out_h, out_t, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, seqlen_q, padded, n_blocks, n_means,
+        out, lse, q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta, shift, sinks, blocks, has_lse, has_shift, has_sinks,
+        out_b, out_h, out_t, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, seqlen_q, padded, n_blocks, delta_tiles,
         num_heads_q, qhead_per_kvhead, window_left, window_right, sink_tiles, diagonal_tiles, phases, softmax_scale, cap,
     ):  # fmt: skip
         smem = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
@@ -157,11 +157,11 @@ def make_prefill(
         head_kv = i32(u32(head_q) // u32(qhead_per_kvhead))
         first_row, stop_row = blocks[8 * block], blocks[8 * block + 1]
         position, k_source, k_padded = blocks[8 * block + 2], blocks[8 * block + 3], blocks[8 * block + 4]
-        seqlen_k, mean_block = blocks[8 * block + 5], blocks[8 * block + 6]
+        seqlen_k, delta_tile = blocks[8 * block + 5], blocks[8 * block + 6]
         rows = i32(stop_row - first_row)
         row_low = i32(warp * i32(16) + group_id)
         q_row = i64(head) * i64(seqlen_q) + i64(first_row)
-        delta_row = i64(head) * i64(n_means) + i64(mean_block)
+        delta_first = (i64(head) * i64(delta_tiles) + i64(delta_tile)) * i64(TILE_N)
 
         # tiles [begin, stop_sinks) in 16 bits, [.., diagonal) in NVFP4, [diagonal, end_diagonal) in 16 bits, the rest NVFP4
         last = i32(position + rows - i32(1))
@@ -244,7 +244,7 @@ def make_prefill(
             if quantized and run_from < run_to:
                 cuda.syncthreads()
                 first = i32(k_padded + run_from * i32(TILE_N))
-                load_codes(pool, deltas, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread)
+                load_codes(pool, deltas, k, sfk, vt, sfv, delta, i64(kv_head), delta_first, first, padded, thread)
                 commit()
                 if not blockscale:
                     widen_q(smem, q, sfq, q_row, rows, thread)
@@ -266,7 +266,7 @@ def make_prefill(
                     if tile + 1 < run_to:
                         first = i32(k_padded + first_n + i32(TILE_N))
                         load_codes(
-                            other, next_delta, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread
+                            other, next_delta, k, sfk, vt, sfv, delta, i64(kv_head), delta_first, first, padded, thread
                         )
                     commit()
 
@@ -437,7 +437,7 @@ def prefill(
         problem.seqlen_q,
         0 if operands.k is None else operands.k.shape[1],
         n_blocks,
-        1 if operands.delta is None else operands.delta.shape[1],
+        0 if operands.delta is None else operands.delta.shape[1] // TILE_N,
         problem.num_heads_q,
         problem.qhead_per_kvhead,
         left,

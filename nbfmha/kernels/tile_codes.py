@@ -54,10 +54,10 @@ class Stage:
 
 
 def make_load_codes(head_dim: int, has_delta: bool):
-    """Device function ``(smem, delta_smem, k, sfk, vt, sfv, delta, kv_head, delta_row, first, padded, thread)``.
+    """Device function ``(smem, delta_smem, k, sfk, vt, sfv, delta, kv_head, delta_first, first, padded, thread)``.
 
-    The tile that begins at padded row ``first`` comes to a stage, asynchronously. kv_head, delta_row: i64, in rows of
-    ``padded``.
+    The tile that begins at padded row ``first`` comes to a stage, asynchronously. kv_head: i64, in rows of ``padded``.
+    delta_first: i64, the element of delta that belongs to padded row 0.
     """
     from numba import cuda
     from numba.core import types
@@ -73,7 +73,7 @@ def make_load_codes(head_dim: int, has_delta: bool):
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def load_codes(smem, delta_smem, k, sfk, vt, sfv, delta, kv_head, delta_row, first, padded, thread):
+    def load_codes(smem, delta_smem, k, sfk, vt, sfv, delta, kv_head, delta_first, first, padded, thread):
         key = kv_head * i64(padded) + i64(first)
         lane = u32(thread)
         # K's rows of a tile lie end to end
@@ -98,7 +98,7 @@ def make_load_codes(head_dim: int, has_delta: bool):
                 to = smem + u32(at_sfv + 4 * THREADS * i) + lane * u32(4)
                 cp_async_4(to, sfv, scales_at + i64(THREADS * i) * scale_pitch, u32(4))
         if has_delta and lane < u32(TILE_N // 4):
-            delta_at = (delta_row * i64(padded) + i64(first)) * i64(4) + i64(lane * u32(16))
+            delta_at = (delta_first + i64(first)) * i64(4) + i64(lane * u32(16))
             cp_async_16(delta_smem + lane * u32(16), delta, delta_at, u32(16))
 
     return load_codes
