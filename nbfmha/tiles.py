@@ -42,7 +42,7 @@ class KeyTile(NamedTuple):
 class MeanBlock(NamedTuple):
     """Queries that share the mean which Q smoothing takes away: rows [first, stop) of q; their sequence; where their
     corrections lie: those of key tile t (of ``key_tiles``) are tile ``delta_tile + t`` of a head's delta (it may be
-    negative); the key tiles [begin, end) that they see, none when equal."""
+    negative); the key tiles [begin, end) that the forward kernel visits for them, none when equal."""
 
     first: int
     stop: int
@@ -129,7 +129,8 @@ def _delta_places(problem: Problem, mean_size: int | None) -> Iterator[int]:
 
 
 def _seen_tiles(problem: Problem, sequence: Sequence, first: int, stop: int) -> tuple[int, int]:
-    """[begin, end) of the sequence's key tiles with a key that rows [first, stop) of q see, or lie between such."""
+    """[begin, end) of the sequence's key tiles that the forward kernel visits for rows [first, stop) of q: from the first
+    that one of them sees to the last; (0, 0) where there are none."""
     left, right = problem.bounds
     seqlen_k = sequence.keys.stop - sequence.keys.start
     position = first - sequence.queries.start + sequence.q_offset

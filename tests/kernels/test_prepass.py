@@ -1,6 +1,6 @@
 """The pre-pass kernels against NumPy and the recipe's model: one body, on the emulator and on a GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +15,7 @@ from nbfmha.kernels.prepass import prepare, prepare_with_means
 from nbfmha.problem import Problem
 from nbfmha.recipe import PRESETS, Recipe
 from nbfmha.recipe_model import pre_pass
-from nbfmha.tiles import View, key_tiles, mean_blocks, padded_tokens, query_blocks
+from nbfmha.tiles import View, delta_tiles, key_tiles, mean_blocks, padded_tokens, query_blocks
 from nbfmha.validation import dtype_name
 
 ACCURATE, SAGE3, NAIVE = PRESETS["accurate"], PRESETS["sage3"], PRESETS["naive"]
@@ -27,7 +27,7 @@ NOTHING = Recipe(qk="f16", v_format="f16")
 
 @dataclass(frozen=True)
 class Case:
-    """One call. lengths: (queries, keys) of each sequence; layout: the order of the caller's axes."""
+    """One call. lengths: (queries, keys) of each sequence; layout: the order of the caller's axes; mask: of ``Problem``."""
 
     recipe: Recipe
     dtype: str = "float16"
@@ -36,17 +36,20 @@ class Case:
     heads: tuple[int, int] = (2, 1)
     lengths: tuple[tuple[int, int], ...] = ((70, 130),)
     layout: str = "bhsd"
+    mask: dict = field(default_factory=dict)
 
     def __str__(self) -> str:
         name = next((name for name, recipe in PRESETS.items() if recipe == self.recipe), "other")
         sizes = " ".join(f"{a}x{b}" for a, b in self.lengths[:5]) + " and more" * (len(self.lengths) > 5)
-        return f"{name} {self.dtype} d{self.head_dim} b{self.batch} h{self.heads[0]}/{self.heads[1]} {sizes} {self.layout}"
+        mask = "".join(f" {option}={value}" for option, value in self.mask.items())
+        heads = f"h{self.heads[0]}/{self.heads[1]}"
+        return f"{name} {self.dtype} d{self.head_dim} b{self.batch} {heads} {sizes} {self.layout}{mask}"
 
     @property
     def problem(self) -> Problem:
         queries, keys = (tuple(np.cumsum((0, *column)).tolist()) for column in zip(*self.lengths, strict=True))
         packed = {"cu_seqlens_q": queries, "cu_seqlens_k": keys} if len(self.lengths) > 1 else {}
-        return Problem(self.batch, *self.heads, queries[-1], keys[-1], self.head_dim, self.dtype, **packed)
+        return Problem(self.batch, *self.heads, queries[-1], keys[-1], self.head_dim, self.dtype, **packed, **self.mask)
 
     def inputs(self, seed: int = 0) -> list[np.ndarray]:
         """q, k, v (batch, heads, tokens, head_dim); k has a mean."""
@@ -61,11 +64,19 @@ class Case:
 
 #: On both devices; the first three share their kernels.
 CASES = [
-    Case(ACCURATE, lengths=((70, 130), (1, 0), (0, 65), (64, 64), (3, 1)), heads=(4, 2)),
+    Case(ACCURATE, lengths=((70, 130), (1, 0), (0, 65), (64, 64), (3, 1), (130, 330)), heads=(4, 2), mask={"causal": True}),
     Case(ACCURATE, lengths=((129, 70),), batch=2, layout="bshd"),
     Case(ONLY_Q, lengths=((65, 64),)),
+    Case(ONLY_Q, lengths=((1000, 700),), heads=(5, 1), mask={"window": (100, 30)}),
     Case(NAIVE_WINDOWS, "float32", 96, lengths=((65, 67),), layout="bshd"),
-    pytest.param(Case(SAGE3, "bfloat16", 128, heads=(3, 1), lengths=((131, 65),)), marks=pytest.mark.slow),
+    *(
+        pytest.param(case, marks=pytest.mark.slow)
+        for case in (
+            Case(SAGE3, "bfloat16", 128, heads=(3, 1), lengths=((131, 65),)),
+            Case(SAGE3, "float32", 96, heads=(3, 1), lengths=((131, 65),), layout="bshd"),
+            Case(ACCURATE, head_dim=256, heads=(2, 1), lengths=((200, 300),), mask={"causal": True}),
+        )
+    ),
 ]
 #: On a GPU alone: every kernel of every head_dim and dtype.
 GPU_CASES = [
@@ -76,6 +87,8 @@ GPU_CASES = [
 ] + [
     Case(ACCURATE, heads=(8, 1), lengths=((1000, 3000),)),
     Case(ACCURATE, head_dim=128, heads=(2, 2), lengths=tuple((17 * i % 300, 31 * i % 500) for i in range(40))),
+    Case(ACCURATE, heads=(6, 2), lengths=((3000, 4000),), mask={"causal": True}),
+    Case(ACCURATE, heads=(6, 2), lengths=tuple((97 * i % 900, 31 * i % 500) for i in range(40)), mask={"window": (99, 9)}),
     Case(SMOOTH_K, lengths=((3, 70000),)),
 ]
 
@@ -132,7 +145,7 @@ def check(case: Case, device, inputs=None) -> None:
     operands, q_mean, k_mean = prepare_with_means(*views, problem, recipe)
     for view, values in zip(views, before, strict=True):
         np.testing.assert_array_equal(to_host(view.array), values, err_msg="an input has changed")
-    np.testing.assert_array_equal(to_host(operands.blocks), query_blocks(problem, recipe.smooth_q or 64))
+    np.testing.assert_array_equal(to_host(operands.blocks), query_blocks(problem, recipe.smooth_q))
 
     sixteen = numpy_dtype("bfloat16" if case.dtype == "bfloat16" else "float16")
     rounded = (x.astype(sixteen).astype(np.float32) for x in (q, k, v))
@@ -160,12 +173,13 @@ def check(case: Case, device, inputs=None) -> None:
         k_smooth[:, sequence.keys] = k16[:, sequence.keys] - km[:, index, None]
         row_km[:, sequence.queries] = np.repeat(km[:, index, None], group, axis=0)
 
-    blocks = mean_blocks(problem, recipe.smooth_q or 64)
+    blocks = mean_blocks(problem, recipe.smooth_q)
     assert (q_mean is None) != (recipe.smooth_q is not None)
     if recipe.smooth_q is not None:
         qm = to_host(q_mean).reshape(q16.shape[0], len(blocks), d).astype(np.float32)
-        check_delta(to_host(operands.delta), qm, padded_rows(k_smooth, problem), blocks, problem)
-        for index, (first, stop, _) in enumerate(blocks):
+        assert operands.delta.shape == (q16.shape[0], 64 * delta_tiles(problem, recipe.smooth_q))
+        check_delta(to_host(operands.delta), qm, k16, km, blocks, problem)
+        for index, (first, stop, *_) in enumerate(blocks):
             rows = q16[:, first:stop].astype(np.float64)
             assert_close("qm", qm[:, index], rows.mean(axis=1), np.abs(rows).mean(axis=1), 16)
             q_smooth[:, first:stop] -= qm[:, index, None]
@@ -206,18 +220,28 @@ def check_sixteen_bits(operands, views, expected, case, to_host) -> None:
             np.testing.assert_array_equal(to_host(got.array).reshape(values.shape), values, err_msg=name)
 
 
-def check_delta(got, qm, k_padded, blocks, problem) -> None:
-    """Products of the tokens of a block's own sequence; zeros for all others and for padding."""
-    k_padded = np.repeat(k_padded, problem.qhead_per_kvhead, axis=0).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        exact = qm.astype(np.float64) @ k_padded.swapaxes(1, 2)
-    magnitude = np.abs(qm).astype(np.float64) @ np.abs(k_padded).swapaxes(1, 2)
-    own = np.repeat(key_tiles(problem)[:, 3], 64)[None] == blocks[:, 2, None]
-    padding = ~padded_rows(np.ones((1, problem.seqlen_k), bool), problem)[0]
-    assert got.shape == exact.shape
-    assert np.all(got[:, ~own] == 0), "tokens of other sequences"
-    assert np.all(got[:, :, padding] == 0), "padding"
-    assert_close("delta", np.where(own, got, 0), np.where(own, exact, 0), magnitude, qm.shape[-1])
+def check_delta(got, qm, k16, km, blocks, problem) -> None:
+    """Products of the tokens of the tiles that each block's queries see; zeros in padding."""
+    group, d, tiles = problem.qhead_per_kvhead, qm.shape[-1], key_tiles(problem)
+    qm, k16, km = qm.astype(np.float64), np.repeat(k16, group, axis=0), np.repeat(km, group, axis=0)
+    for index, (_, _, sequence, delta_tile, begin, end) in enumerate(blocks):
+        if begin == end:
+            continue
+        mean, mean_k = qm[:, index, :, None], km[:, sequence, None].astype(np.float64)
+        keys = k16[:, tiles[begin, 0] : tiles[end - 1, 0] + tiles[end - 1, 1]].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            exact = ((keys - mean_k) @ mean)[..., 0]
+            magnitude = ((np.abs(keys) + np.abs(mean_k)) @ np.abs(mean))[..., 0]
+        values = got[:, 64 * (begin + delta_tile) : 64 * (end + delta_tile)]
+        assert np.all(values[:, keys.shape[1] :] == 0), "padding"
+        values, finite = values[:, : keys.shape[1]], np.isfinite(exact)
+        # infinity times a part of qm that is zero is NaN, where the product as a whole is infinite; the codes of such a key
+        # or query are NaN anyway
+        assert not np.any(np.isfinite(values[~finite]))
+        # Units of 2^-24 of the magnitudes: 4 for qm in 22 bits, 8.5 (17 before Hopper) for the 17 terms that an mma cuts at
+        # 2^-25 (2^-24) of the largest, 2 for its rounding toward zero, 1 for each addition of 16 channels and the last one
+        values, exact, magnitude = (np.where(finite, x, 0) for x in (values, exact, magnitude))
+        assert_close("delta", values, exact, magnitude, 24 + d // 16)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -259,6 +283,16 @@ def test_extreme_values(device):
     check(case, device, (q, k, v))
 
 
+def test_corrections_of_small_queries_keep_their_bits(device):
+    """Means far below the smallest normal float16, and beside them one channel far above."""
+    case = Case(ONLY_Q, lengths=((130, 64),))
+    q, k, v = case.inputs(2)
+    q[:, :, :64] *= np.float16(2.0**-14)
+    q[:, :, 64:] *= np.float16(2.0**-10)
+    q[:, :, 64:, 3] = 100
+    check(case, device, (q, k, v))
+
+
 def test_the_same_input_gives_the_same_bits(device):
     case = CASES[0]
     views = [view_of(x, case, device) for x in case.inputs()]
@@ -270,13 +304,29 @@ def test_the_same_input_gives_the_same_bits(device):
 
 
 def test_few_tables_are_kept():
-    machine = Machine("sm_120a")
-    like = machine.array(np.zeros(8, np.float16))
-    tables = [prepass_tables.tables_of(Problem(1, 1, 1, n, 8, 64), 64, like) for n in range(prepass_tables.MAX_TABLES + 1)]
-    again = prepass_tables.tables_of(Problem(3, 4, 2, 0, 8, 128, causal=True), 64, like)
-    assert again is not tables[0], "the oldest is still there"
-    assert prepass_tables.tables_of(Problem(1, 1, 1, 1, 8, 64), 128, like) is not tables[1]
-    assert prepass_tables.tables_of(Problem(2, 1, 1, 20, 8, 96), 64, like) is tables[20]
+    like = Machine("sm_120a").array(np.zeros(8, np.float16))
+    tables_of = prepass_tables.tables_of
+    tables = [tables_of(Problem(1, 1, 1, n, 8, 64), 64, like) for n in range(prepass_tables.MAX_TABLES + 1)]
+    assert tables_of(Problem(1, 1, 1, 0, 8, 64), 64, like) is not tables[0], "the oldest is still there"
+    assert tables_of(Problem(1, 1, 1, 1, 8, 64), 128, like) is not tables[1]
+    assert tables_of(Problem(2, 3, 3, 20, 8, 96), 64, like) is tables[20], "batch and number of heads are not in them"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Problem(1, 4, 2, 70, 90, 64),
+        Problem(1, 4, 4, 70, 90, 64, causal=True),
+        Problem(1, 4, 4, 70, 90, 64, window=(3, None)),
+        Problem(1, 4, 4, 70, 90, 256),
+    ],
+    ids=["group", "causal", "window", "head_dim"],
+)
+def test_tables_depend_on_what_the_corrections_need(other):
+    like = Machine("sm_120a").array(np.zeros(8, np.float16))
+    tables_of, problem = prepass_tables.tables_of, Problem(1, 4, 4, 70, 90, 64)
+    assert tables_of(problem, 64, like) is not tables_of(other, 64, like)
+    assert tables_of(problem, None, like) is tables_of(other, None, like), "without Q smoothing there are none"
 
 
 @pytest.mark.parametrize("use", ["capture", "another stream"])
