@@ -42,7 +42,7 @@ class KeyTile(NamedTuple):
 class MeanBlock(NamedTuple):
     """Queries that share the mean which Q smoothing takes away: rows [first, stop) of q; their sequence; where their
     corrections lie: those of key tile t (of ``key_tiles``) are tile ``delta_tile + t`` of a head's delta (it may be
-    negative); the key tiles [begin, end) that the forward kernel visits for them, none when equal."""
+    negative); the key tiles [begin, end) that the forward kernel visits for them, none when equal. Both ascend."""
 
     first: int
     stop: int
@@ -130,7 +130,7 @@ def _delta_places(problem: Problem, mean_size: int | None) -> Iterator[int]:
 
 def _seen_tiles(problem: Problem, sequence: Sequence, first: int, stop: int) -> tuple[int, int]:
     """[begin, end) of the sequence's key tiles that the forward kernel visits for rows [first, stop) of q: from the first
-    that one of them sees to the last; (0, 0) where there are none."""
+    that one of them sees to the last; two equal ones where there are none."""
     left, right = problem.bounds
     seqlen_k = sequence.keys.stop - sequence.keys.start
     position = first - sequence.queries.start + sequence.q_offset
@@ -138,7 +138,8 @@ def _seen_tiles(problem: Problem, sequence: Sequence, first: int, stop: int) -> 
     begin = 0 if left is None else max(position - left, 0) // TILE_N
     seen = seqlen_k if right is None else min(last + right + 1, seqlen_k)
     end = -(-seen // TILE_N)
-    return (begin, end) if begin < end else (0, 0)
+    begin = min(begin, _tiles(sequence))
+    return begin, max(begin, end)
 
 
 def _placed(problem: Problem) -> Iterator[tuple[int, Sequence, int]]:

@@ -8,7 +8,8 @@ terms, which in one long chain would add up.
 ==========  ==============================================================================================================
 CTA         4 warps, 64 rows (32 for head_dim 256) x up to four key tiles of one kv head, two tiles at a time. A row is a
             mean block of one query head: mean block after mean block, each with the query heads that share the kv head
-warp        half of the rows x one key tile: ``mma.m16n8k16``, A from the parts of qm, B from k, both by ``ldmatrix``
+warp        half of the rows x one key tile: ``mma.m16n8k16``, A from the parts of qm, B from k, both by ``ldmatrix``;
+            nothing where none of its rows reads the tile
 qm, km      read and split once a CTA; qm . km of a row in float32, eight lanes a row
 k           slabs of 64 channels (48 for head_dim 96) in two stages by ``cp.async``; float32 through registers, rounded to
             float16. Rows lie permuted within each 16: a lane then has four neighbouring tokens, and stores 16 bytes
@@ -33,7 +34,6 @@ from ptx_inline.toolchain import Kernel
 TILES_A_CTA = 4
 """Key tiles of a CTA: enough to make little of the time that splitting qm takes, few enough to fill a GPU."""
 _META_BYTES = 32  # of a row: scale, -qm.km, first and last tile, head, place of tile 0
-_BLOCK_FIELDS = len(MeanBlock._fields)
 
 
 def rows_of(head_dim: int) -> int:
@@ -102,7 +102,7 @@ def make_delta(dtype: str, head_dim: int):
     fragments_a, pair_tiles, acc_tiles = parts * m_tiles, 2 * m_tiles, TILE_N // 8 * m_tiles
     q_pitch, k_pitch = row_pitch(head_dim), row_pitch(slab)
     part_bytes, tile_bytes = rows * q_pitch, TILE_N * k_pitch
-    at_k = parts * part_bytes
+    at_k, block_fields = parts * part_bytes, len(MeanBlock._fields)
     at_meta = at_k + 4 * tile_bytes
     lane_words = head_dim // 8  # of a row of qm, of which eight lanes have a share
     # f16: the largest value of a row goes to [2^14, 2^15). A mean of 128 values of f16 is 2^-31 at least, or zero
@@ -184,7 +184,7 @@ def make_delta(dtype: str, head_dim: int):
                 products[c] = f32(0)
             if first_row + row < n_means * group:
                 block, head_q = (first_row + row) // group, head * group + (first_row + row) % group
-                field = i32(_BLOCK_FIELDS) * block
+                field = i32(block_fields) * block
                 sequence, place = mean_blocks[field + 2], mean_blocks[field + 3]
                 begin, end = mean_blocks[field + 4], mean_blocks[field + 5]
                 q_at = (i64(head_q) * i64(n_means) + i64(block)) * i64(head_dim) + i64(u32(4) * lane_chunk)
@@ -277,8 +277,16 @@ def make_delta(dtype: str, head_dim: int):
         load_slab(smem + u32(at_k), k, head_first, key_tiles, begin, stop, i32(0), k_t, thread)
         load_rows(smem, q_mean, k_mean, mean_blocks, has_mean, first_row, head, group, n_means, n_sequences, thread)
 
-        side, half = warp & u32(1), warp >> u32(1)  # its key tile of two, its half of the rows
+        # the warp's key tile of two, and its half of the rows, which neighbouring CTAs swap: past a causal edge half of the
+        # warps have nothing to do, and a warp keeps to its quarter of the SM
+        side, half = warp & u32(1), (warp >> u32(1)) ^ u32(item & i32(1))
         own_row = u32(16 * m_tiles) * half
+        first_own = first_row + i32(own_row)
+        last_own = min(first_own + i32(16 * m_tiles), n_means * group) - i32(1)
+        low, high = i32(0), i32(0)
+        if first_own <= last_own:
+            low = mean_blocks[i32(block_fields) * (first_own // group) + 4]
+            high = mean_blocks[i32(block_fields) * (last_own // group) + 5]
         q_at = smem + (own_row + (lane & u32(15))) * u32(q_pitch) + (lane >> u32(4)) * u32(16)
         k_row = (lane & u32(7)) + ((lane >> u32(4)) << u32(3))
         k_at = smem + u32(at_k) + side * u32(tile_bytes) + k_row * u32(k_pitch) + ((lane >> u32(3)) & u32(1)) * u32(16)
@@ -286,6 +294,8 @@ def make_delta(dtype: str, head_dim: int):
         acc = cuda.local.array((acc_tiles, 4), f32)
         stage = u32(0)
         for tile in range(begin, stop, 2):
+            own_tile = i32(tile) + i32(side)
+            needed = own_tile < stop and own_tile >= low and own_tile < high
             for t in unroll(acc_tiles):
                 for r in unroll(4):
                     acc[t, r] = f32(0)
@@ -299,10 +309,10 @@ def make_delta(dtype: str, head_dim: int):
                 if next_tile < stop:
                     channel = next_slab * i32(slab)
                     load_slab(smem + u32(at_k) + other, k, head_first, key_tiles, next_tile, stop, channel, k_t, thread)
-                multiply(acc, q_at + u32(s) * u32(2 * slab), k_at + stage)
+                if needed:
+                    multiply(acc, q_at + u32(s) * u32(2 * slab), k_at + stage)
                 stage = other
-            own_tile = i32(tile) + i32(side)
-            if own_tile < stop:
+            if needed:
                 store(delta, acc, numbers, own_tile, key_tiles[4 * own_tile + 1], delta_tiles, lane & u32(3))
 
     return delta_kernel

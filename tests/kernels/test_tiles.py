@@ -34,6 +34,8 @@ def assert_tables(problem: Problem, mean_size: int, group: int, rows: int) -> No
             assert block.end - block.begin <= 1
         needed[index * group : (index + 1) * group, block.begin : block.end] = True
     assert np.all(taken == 1), "places that two blocks share, or nobody has"
+    for name in ("begin", "end"):
+        assert np.all(np.diff([getattr(block, name) for block in means]) >= 0), f"{name} does not ascend"
 
     for row in query_blocks(problem, mean_size):
         query = QueryBlock(*row)
