@@ -94,7 +94,7 @@ def make_delta(dtype: str, head_dim: int):
     ldmatrix_x4, to_shared, widen_pair = dev.ldmatrix_x4, dev.cvta_to_shared_u32, make_widen_pair(dtype)
     bf16 = dtype == "bfloat16"
     pack = dev.cvt_rn_bf16x2_f32 if bf16 else dev.cvt_rn_f16x2_f32
-    pack_f16 = dev.cvt_rn_f16x2_f32
+    pack_f16, keep_branch = dev.cvt_rn_f16x2_f32, dev.keep_branch
     mma = dev.mma_m16n8k16_bf16 if bf16 else dev.mma_m16n8k16_f16
 
     rows, slab, parts = rows_of(head_dim), _slab_of(head_dim), _parts_of(dtype)
@@ -104,42 +104,53 @@ def make_delta(dtype: str, head_dim: int):
     part_bytes, tile_bytes = rows * q_pitch, TILE_N * k_pitch
     at_k, block_fields = parts * part_bytes, len(MeanBlock._fields)
     at_meta = at_k + 4 * tile_bytes
+    passes = TILE_N * chunks // THREADS
+    tile_words = 8 * passes
     lane_words = head_dim // 8  # of a row of qm, of which eight lanes have a share
     # f16: the largest value of a row goes to [2^14, 2^15). A mean of 128 values of f16 is 2^-31 at least, or zero
     scaled, lowest, highest = not bf16, 127 - 31, 127 + 15
 
     @cuda.jit(device=True, forceinline=True)
-    def copy_chunk(smem, k, element, there):
-        cp_async_16(smem, k, element * i64(2), u32(16) if there else u32(0))
+    def place_of(chunk):
+        """Row of the tile, 16 bytes of that row, and where they go: token 4 a + 2 e + b of each 16 becomes row
+        8 e + 2 a + b, column 2 a + b of n tile e."""
+        row, column = chunk // u32(chunks), chunk % u32(chunks)
+        to = (row & u32(48)) | ((row & u32(2)) << u32(2)) | ((row & u32(12)) >> u32(1)) | (row & u32(1))
+        return row, column, to * u32(k_pitch) + column * u32(16)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def round_chunk(smem, k, element, there):
-        words = cuda.local.array(8, u32)
-        for w in unroll(8):
-            words[w] = u32(0)
-        if there:
-            for w in unroll(0, 8, 4):
-                load_v4(ffi.from_buffer(words[w:]), k, element + i64(w))
-        halves = cuda.local.array(4, u32)
-        for w in unroll(4):
-            halves[w] = pack_f16(float_of(words[2 * w + 1]), float_of(words[2 * w]))
-        store_shared_v4(smem, halves[0], halves[1], halves[2], halves[3])
-
-    load_chunk = round_chunk if dtype == "float32" else copy_chunk
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def load_tile(smem, k, first, k_t, count, thread):
+    def copy_tile(smem, k, first, k_t, count, thread):
         """64 rows of a slab, from element ``first`` on; rows from ``count`` on are zeros."""
-        for i in unroll(TILE_N * chunks // THREADS):
-            chunk = thread + u32(THREADS * i)
-            row, column = chunk // u32(chunks), chunk % u32(chunks)
-            # token 4 a + 2 e + b of each 16 becomes row 8 e + 2 a + b: column 2 a + b of n tile e
-            to = (row & u32(48)) | ((row & u32(2)) << u32(2)) | ((row & u32(12)) >> u32(1)) | (row & u32(1))
+        for i in unroll(passes):
+            row, column, to = place_of(thread + u32(THREADS * i))
             there = i32(row) < count
             element = first + i64(row) * k_t + i64(column) * i64(8) if there else first
-            load_chunk(smem + to * u32(k_pitch) + column * u32(16), k, element, there)
+            cp_async_16(smem + to, k, element * i64(2), u32(16) if there else u32(0))
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def round_tile(smem, k, first, k_t, count, thread):
+        """The same of float32. One tile's loads are under way at a time: two tiles' would not fit in registers."""
+        words = cuda.local.array(tile_words, u32)
+        halves = cuda.local.array(4, u32)
+        for w in unroll(tile_words):
+            words[w] = u32(0)
+        if count > i32(0):
+            keep_branch()
+            for i in unroll(passes):
+                row, column, to = place_of(thread + u32(THREADS * i))
+                if i32(row) < count:
+                    for w in unroll(0, 8, 4):
+                        element = first + i64(row) * k_t + i64(column) * i64(8) + i64(w)
+                        load_v4(ffi.from_buffer(words[8 * i + w :]), k, element)
+        for i in unroll(passes):
+            row, column, to = place_of(thread + u32(THREADS * i))
+            for w in unroll(4):
+                halves[w] = pack_f16(float_of(words[8 * i + 2 * w + 1]), float_of(words[8 * i + 2 * w]))
+            store_shared_v4(smem + to, halves[0], halves[1], halves[2], halves[3])
+
+    load_tile = round_tile if dtype == "float32" else copy_tile
 
     @cuda.jit(device=True, forceinline=True)
     def load_slab(smem, k, head_first, key_tiles, tile, stop, channel, k_t, thread):
@@ -323,4 +334,6 @@ def delta_kernel(dtype: str, head_dim: int) -> Kernel:
     """The kernel for these constants."""
     k = "u32*" if dtype == "float32" else "u8*"
     signature = ("u32*", "u32*", k, "u32*", *("i32*",) * 3, "i32", *("i64",) * 3, *("i32",) * 6)
-    return Kernel(make_delta, signature, {"dtype": dtype, "head_dim": head_dim}, launch_bounds=(THREADS, 3))
+    # 168 registers, for three CTAs an SM, where so many find room in 228 KiB of shared memory; float32 needs more registers
+    ctas = 2 if dtype == "float32" or shared_bytes(dtype, head_dim) > 75 * 1024 else 3
+    return Kernel(make_delta, signature, {"dtype": dtype, "head_dim": head_dim}, launch_bounds=(THREADS, ctas))

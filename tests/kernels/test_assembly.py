@@ -83,8 +83,8 @@ def test_corrections_are_bound_by_mma(dtype, head_dim, mma):
     compiled = delta_kernel(dtype, head_dim)
     assert_nothing_spilled(compiled, "sm_90a")
     loop = steady_loop(compiled.sass("sm_90a"))
-    assert loop.mma == mma
-    assert loop.instructions < 5.7 * mma
+    assert loop.mma % mma == 0, "steps of 16 channels, one or all of a slab"
+    assert loop.instructions < 5.7 * loop.mma
 
 
 def test_the_fullest_variants_keep_their_registers():
