@@ -284,10 +284,8 @@ def _make_choose_scale(scale: str, has_global: bool, nearest_two):
 
     @cuda.jit(device=True, forceinline=True)
     def divided_by(divisor, reciprocal, amax, global_scale):
-        if has_global:
-            quotient = amax / (divisor * global_scale)
-        else:
-            quotient = divide(amax, divisor, reciprocal)  # NaN for infinity, which has that scale anyway
+        # without a global scale an infinity gives NaN, which is its block's scale anyway
+        quotient = amax / (divisor * global_scale) if has_global else divide(amax, divisor, reciprocal)
         byte = e4m3x2(f32(0), quotient)
         s = decode_ue4m3(byte)
         if has_global:

@@ -16,9 +16,9 @@ from typing import Any
 from nbfmha import gpu_arrays
 from nbfmha.kernels import prepass_delta, prepass_rows, prepass_values
 from nbfmha.kernels.operands import HEAD_DIMS, Operands
+from nbfmha.kernels.prefill import rows_of_cta
 from nbfmha.kernels.prepass_load import code_cols, threads_of
 from nbfmha.kernels.prepass_tables import Tables, tables_of
-from nbfmha.kernels.prefill import rows_of_cta
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N, Recipe
 from nbfmha.tiles import TILE_M, View
@@ -52,7 +52,7 @@ def prepare_with_means(
     """As ``prepare``, and the means that were subtracted: qm, float32 (heads_q, mean blocks, head_dim), and km, float32
     (heads_kv, sequences, head_dim); None where the recipe does not smooth."""
     _check(q, k, v, problem, recipe, sinks)
-    tables = tables_of(problem, recipe.smooth_q or TILE_M, rows_of_cta(implementation, problem.head_dim), q.array)
+    tables = tables_of(problem, recipe.smooth_q, rows_of_cta(implementation, problem.head_dim), q.array)
     made = dict.fromkeys(_MADE)
     sixteen = _sixteen_bits(q, k, v, problem, recipe)
     q_mean = k_mean = None
@@ -64,7 +64,8 @@ def prepare_with_means(
         _quantize_k(made, k, sixteen[1], k_mean, problem, recipe, tables, to_values)
         _quantize_v(made, v, sixteen[2], problem, recipe, tables, to_values)
         if recipe.smooth_q is not None:
-            made["delta"] = _delta(q_mean, k, k_mean, problem, tables)
+            # a float32 k that is there in float16 too is read so: half the bytes
+            made["delta"] = _delta(q_mean, sixteen[1] or k, k_mean, problem, tables)
     q16, k16, v16 = sixteen
     return Operands(**made, q16=q16, k16=k16, v16=v16, sinks=sinks, blocks=tables.query_blocks), q_mean, k_mean
 
@@ -199,21 +200,19 @@ def _make_rows(
 
 
 def _delta(q_mean: Any, k: View, k_mean: Any, problem: Problem, tables: Tables) -> Any:
-    """qm . k', float32 (heads_q, mean blocks, padded tokens)."""
-    heads_kv, head_dim = problem.batch * problem.num_heads_kv, problem.head_dim
-    tiles, blocks = tables.key_tiles.shape[0], tables.mean_blocks.shape[0]
-    delta = gpu_arrays.empty(k.array, (problem.batch * problem.num_heads_q, blocks, tiles * TILE_N), "float32")
-    rows = problem.qhead_per_kvhead * blocks
-    row_tiles, token_tiles = -(-rows // prepass_delta.TILE_ROWS), -(-tiles * TILE_N // prepass_delta.TILE_TOKENS)
-    if heads_kv * row_tiles * token_tiles:
+    """qm . k', float32 (heads_q, delta tokens), written where a query sees a key of the tile."""
+    heads_q, heads_kv = problem.batch * problem.num_heads_q, problem.batch * problem.num_heads_kv
+    work, dtype = tables.delta_work.shape[0], dtype_name(k.array)
+    delta = gpu_arrays.empty_for_parts(k.array, (heads_q, tables.delta_tiles * TILE_N))
+    if heads_kv * work:
         arguments = (
-            delta, q_mean, k.array, *_or_null(k_mean), tables.key_tiles, tables.mean_blocks, int(k_mean is not None),
-            *k.strides, rows, row_tiles, blocks, tiles, token_tiles, problem.num_heads_kv, tables.sequences.shape[0],
-            prepass_delta.SLAB_BYTES,
+            delta, q_mean, k.array, *_or_null(k_mean), tables.key_tiles, tables.mean_blocks, tables.delta_work,
+            int(k_mean is not None), *k.strides, tables.mean_blocks.shape[0], problem.qhead_per_kvhead, work,
+            tables.delta_tiles, problem.num_heads_kv, tables.sequences.shape[0],
         )  # fmt: skip
-        kernel = prepass_delta.delta_kernel(problem.dtype, head_dim)
-        grid = _grid(heads_kv * row_tiles * token_tiles)
-        gpu_arrays.launch(kernel, grid, (prepass_delta.THREADS,), arguments)
+        kernel = prepass_delta.delta_kernel(dtype, problem.head_dim)
+        smem_bytes = prepass_delta.shared_bytes(dtype, problem.head_dim)
+        gpu_arrays.launch(kernel, _grid(heads_kv * work), (prepass_delta.THREADS,), arguments, smem_bytes)
     return delta
 
 

@@ -64,11 +64,11 @@ def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, device) -> O
     padded, code_dim, mean_size = tiles.padded_tokens(problem), -(-d // 64) * 64, recipe.smooth_q or 64
     blocks = tiles.query_blocks(problem, mean_size, rows_of_cta(device.implementation, d))
     group, to_device = problem.qhead_per_kvhead, device.to_device
+    delta = np.full((heads_q, tiles.delta_tiles(problem, mean_size) * TILE_N), np.nan, np.float32)  # where no query sees
     means = tiles.mean_blocks(problem, mean_size)
     q_rest = np.zeros((heads_q, problem.seqlen_q, code_dim), np.float32)
     k_rest = np.zeros((heads_kv, padded, code_dim), np.float32)
     v_padded = np.zeros((heads_kv, padded, d), np.float32)
-    delta = np.zeros((heads_q, len(means), padded), np.float32)
     shift = np.zeros((heads_q, problem.seqlen_q), np.float32)
     flat = lambda array, heads: array.reshape(heads, *array.shape[-2:])  # noqa: E731
     flat_inputs = flat(q, heads_q), flat(k, heads_kv), flat(v, heads_kv)
@@ -81,10 +81,13 @@ def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, device) -> O
         k_rest[:, at : at + length, :d] = k_smooth
         v_padded[:, at : at + length] = flat(x.v16, heads_kv)
         shift[:, queries] = np.sum(q16 * np.repeat(flat(x.k_mean, heads_kv), group, axis=0), axis=-1)
-        for i, (first, _, sequence) in enumerate(means):
+        k_tiles = np.pad(k_smooth, [(0, 0), (0, -length % TILE_N), (0, 0)])
+        for first, _, sequence, delta_tile, begin, end in means:
             if sequence == index:
-                mean = q_mean[:, first - queries.start]
-                delta[:, i, at : at + length] = np.einsum("hc,htc->ht", mean, np.repeat(k_smooth, group, axis=0))
+                mean, seen = q_mean[:, first - queries.start], slice(begin * TILE_N, end * TILE_N)
+                own = k_tiles[:, max(seen.start - at, 0) : max(seen.stop - at, 0)]
+                place = slice(seen.start + delta_tile * TILE_N, seen.stop + delta_tile * TILE_N)
+                delta[:, place] = np.einsum("hc,htc->ht", mean, np.repeat(own, group, axis=0))
         at += -(-length // TILE_N) * TILE_N
     order = (np.arange(0, padded, TILE_N)[:, None] + stored_order()).reshape(-1)
     codes = {}
