@@ -83,7 +83,7 @@ def _why_not_codes(problem: Problem, named: dict[str, Storage | None]) -> str | 
     axes = tuple(x.axis for x in named.values())
     if axes != ("head_dim", "head_dim", "tokens"):
         return (
-            "the block-scale MMA takes scales along head_dim, head_dim and tokens (axis='tokens', layout 'bhsd') of q, k and v, "
+            "the block-scale MMA takes scales along head_dim of q and k and along tokens of v (layout 'bhsd'), "
             f"but they lie along {', '.join(axes)}"
         )
     from nbfmha.kernels import repack

@@ -92,10 +92,10 @@ def _quantized() -> Iterable[tuple[str, list[Variant], bool]]:
     f16, bf16, f32 = (_problem(dtype=dtype) for dtype in ("float16", "bfloat16", "float32"))
     title = "`QuantizedTensor`s: "
     yield f"{title}q, k and v, V's scales along tokens", [Variant("yes", (f32,), None, (rows, rows, tokens))], True
-    some = [(None, rows, tokens), (None, rows, rows), (rows, None, None)]
-    beside = [Variant("yes", (f16, bf16, f32), None, stored) for stored in some]
-    along = Variant("yes", (f32,), None, (rows, rows, rows))
-    yield f"{title}some of them, or V's scales along head_dim", [*beside, along], False
+    some = {"q": (rows, None, None), "k and v": (None, rows, tokens), "v along head_dim": (None, None, rows)}
+    others = [Variant(name, (f16, bf16, f32), None, stored) for name, stored in some.items()]
+    others.append(Variant("all three, v along head_dim", (f32,), None, (rows, rows, rows)))
+    yield f"{title}some of them, or V's scales along head_dim", others, False
     in_mxfp4 = [Variant("beside bfloat16", (bf16,), None, (None, mxfp4, mxfp4))]
     in_mxfp4.append(Variant("others", (f16, f32), None, (None, mxfp4, mxfp4)))
     yield f"{title}mxfp4", in_mxfp4, False
