@@ -24,9 +24,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from nbfmha import runners
+from nbfmha import quantized_operands, runners
 from nbfmha.call import DEFAULT_RECIPE, Call, make_call
 from nbfmha.problem import Problem
+from nbfmha.quantized_operands import Stored
 from nbfmha.recipe import PRESETS, Recipe, resolve_recipe
 from nbfmha.validation import check_choice, message
 from ptx_inline.toolchain import Target
@@ -101,7 +102,8 @@ def explain(q: Any, k: Any = None, v: Any = None, *, target: str | Target | None
 
 def choices(call: Call) -> tuple[Choice, ...]:
     """Every implementation of a call, in order."""
-    return decide(call.problem, call.recipe, call.place.kind, call.place.target, gate())
+    stored = quantized_operands.stored(call)
+    return decide(call.problem, call.recipe, call.place.kind, call.place.target, gate(), stored)
 
 
 def run(call: Call, impl: str, *, with_lse: bool = False) -> tuple[Any, Any]:
@@ -114,7 +116,9 @@ def run(call: Call, impl: str, *, with_lse: bool = False) -> tuple[Any, Any]:
     chosen = None if name is None else found[IMPLEMENTATIONS.index(name)]
     if chosen is None or not chosen.runs:
         raise Unavailable(_refusal(impl, found))
-    return runners.run(call, name, _kernels_on(call.place.target or _EMULATED, gate()), with_lse=with_lse)
+    stored = quantized_operands.stored(call)
+    kernels = _kernels_on(call.place.target or _EMULATED, gate(), call.problem, stored)
+    return runners.run(call, name, kernels, with_lse=with_lse)
 
 
 def fmha_prefill_blockscale(q: Any, k: Any, v: Any, out: Any, **options: Any) -> bool:
@@ -162,30 +166,41 @@ def _run_or_decline(name: str, q: Any, k: Any, v: Any, out: Any, options: dict[s
     return True
 
 
-def _kernels_on(target: Target, blockscale: bool) -> str:
-    return "blockscale" if blockscale and target.has_block_scale_mma else "dequant"
+def _kernels_on(target: Target, blockscale: bool, problem: Problem, stored: Stored | None) -> str:
+    """What "emulated" runs: that of ``blockscale`` and ``dequant`` which "auto" would take on such a GPU."""
+    if not blockscale or not target.has_block_scale_mma:
+        return "dequant"
+    if stored is not None and quantized_operands.why_not(problem, stored, "blockscale"):
+        return "dequant"
+    return "blockscale"
 
 
 @functools.lru_cache(maxsize=256)
 def decide(
-    problem: Problem, recipe: Recipe | None, kind: str, target: Target | None, blockscale: bool
+    problem: Problem,
+    recipe: Recipe | None,
+    kind: str,
+    target: Target | None,
+    blockscale: bool,
+    stored: Stored | None = None,
 ) -> tuple[Choice, ...]:
     """Every implementation of a problem, in order.
 
-    recipe: None for ``QuantizedTensor``s. kind: where the arrays lie, as ``Place`` has it. target: of the GPU or emulated
-    machine, None for the host. blockscale: the gate.
+    kind: where the arrays lie, as ``Place`` has it. target: of the GPU or emulated machine, None for the host. blockscale:
+    the gate. stored: how the operands are stored where one is a ``QuantizedTensor``, with None for the recipe.
     """
     off = None if blockscale else f"switched off by {GATE}=0"
     found = {
-        "blockscale": off or _why_not_kernels(problem, recipe, kind, "blockscale", target),
+        "blockscale": off or _why_not_kernels(problem, recipe, kind, "blockscale", target, stored),
         "legacy": _LEGACY,
-        "dequant": _why_not_kernels(problem, recipe, kind, "dequant", target),
+        "dequant": _why_not_kernels(problem, recipe, kind, "dequant", target, stored),
         "emulated": "the arrays are in GPU memory; copy them to the host, or into a nbfmha.emulated.Machine",
         "reference": None if kind == "host" else f"the arrays are {_WHERE[kind]}",
     }
-    inner, arch = _kernels_on(target or _EMULATED, blockscale), target or _EMULATED
+    arch = target or _EMULATED
+    inner = _kernels_on(arch, blockscale, problem, stored)
     if kind != "gpu":
-        found["emulated"] = _why_not_kernels(problem, recipe, "emulated", inner, arch)
+        found["emulated"] = _why_not_kernels(problem, recipe, "emulated", inner, arch, stored)
     on_cpu = ", its PTX run on this CPU" if kind == "emulated" else ""
     how = {
         "blockscale": f"block-scale MMA on {target}{on_cpu}",
@@ -204,15 +219,16 @@ _WHERE = {
 
 
 def _why_not_kernels(
-    problem: Problem, recipe: Recipe | None, kind: str, implementation: str, target: Target | None
+    problem: Problem, recipe: Recipe | None, kind: str, implementation: str, target: Target | None, stored: Stored | None
 ) -> str | None:
     if kind == "host":
         return "the arrays are in host memory; move them to a GPU, or ask for 'emulated'"
-    if recipe is None:
-        return "kernels take no QuantizedTensors yet; nbfmha.dequantize makes arrays of them"
     from nbfmha.kernels.prefill import why_not
 
-    return why_not(problem, recipe, implementation, target)
+    if recipe is not None:
+        return why_not(problem, recipe, implementation, target)
+    general = why_not(problem, quantized_operands.RECIPES[implementation], implementation, target)
+    return general or quantized_operands.why_not(problem, stored, implementation)
 
 
 def _auto(found: tuple[Choice, ...]) -> str | None:

@@ -31,7 +31,8 @@ _MADE = ("q", "sfq", "k", "sfk", "vt", "sfv", "q_values", "k_values", "v_values"
 def prepare(
     q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: Any = None, *, implementation: str
 ) -> Operands:
-    """The operands of one attention call for ``implementation`` ("blockscale" or "dequant"), queued where q lies on the current stream there; nothing waits.
+    """The operands of one attention call for ``implementation`` ("blockscale" or "dequant"), queued where q lies on the
+    current stream there; nothing waits.
 
     Args:
         q, k, v: arrays that ``problem`` describes, of its dtype, on one GPU or emulated machine; channels contiguous, first
@@ -123,7 +124,7 @@ def _quantize_q(
     tables: Tables,
     to_values: bool,
 ) -> Any:
-    """Fills q and sfq, or q_values, and shift of ``made``; returns qm, float32 (heads_q, mean blocks, head_dim), or None."""
+    """Fills q and sfq, or q_values, and shift of ``made``; returns qm, float32 (heads_q, mean blocks, head_dim), if any."""
     heads, tokens, head_dim = problem.batch * problem.num_heads_q, problem.seqlen_q, problem.head_dim
     blocks = tables.mean_blocks.shape[0]
     smooth = recipe.smooth_q is not None
@@ -132,7 +133,8 @@ def _quantize_q(
     shift = None if k_mean is None else gpu_arrays.empty(q.array, (heads, tokens), "float32")
     made["shift"] = shift
     if heads * blocks:
-        kernel = prepass_rows.q_kernel(problem.dtype, head_dim, recipe.smooth_q or TILE_M, recipe.scale_q, smooth, to_values)
+        rows = recipe.smooth_q or TILE_M
+        kernel = prepass_rows.q_kernel(problem.dtype, head_dim, rows, recipe.scale_q, smooth, to_values)
         arguments = (
             codes, *_or_null(scales), q.array, *_or_null(q_mean, shift, _written(q16, problem), k_mean), tables.mean_blocks,
             int(k_mean is not None), int(q16 is not None), *q.strides, tokens, blocks, problem.num_heads_q,
@@ -159,8 +161,8 @@ def _quantize_k(
     if heads * tiles:
         kernel = prepass_rows.k_kernel(problem.dtype, head_dim, recipe.scale_k, to_values)
         arguments = (
-            codes, *_or_null(scales), k.array, *_or_null(_written(k16, problem), k_mean), tables.key_tiles, int(k_mean is not None),
-            int(k16 is not None), *k.strides, problem.seqlen_k, tiles, problem.num_heads_kv, tables.sequences.shape[0],
+            codes, *_or_null(scales), k.array, *_or_null(_written(k16, problem), k_mean), tables.key_tiles,
+            int(k_mean is not None), int(k16 is not None), *k.strides, problem.seqlen_k, tiles, problem.num_heads_kv, tables.sequences.shape[0],
         )  # fmt: skip
         gpu_arrays.launch(kernel, _grid(heads * tiles), (threads_of(head_dim),), arguments)
 
