@@ -162,7 +162,8 @@ def _quantize_k(
         kernel = prepass_rows.k_kernel(problem.dtype, head_dim, recipe.scale_k, to_values)
         arguments = (
             codes, *_or_null(scales), k.array, *_or_null(_written(k16, problem), k_mean), tables.key_tiles,
-            int(k_mean is not None), int(k16 is not None), *k.strides, problem.seqlen_k, tiles, problem.num_heads_kv, tables.sequences.shape[0],
+            int(k_mean is not None), int(k16 is not None), *k.strides, problem.seqlen_k, tiles, problem.num_heads_kv,
+            tables.sequences.shape[0],
         )  # fmt: skip
         gpu_arrays.launch(kernel, _grid(heads * tiles), (threads_of(head_dim),), arguments)
 

@@ -19,12 +19,13 @@ from typing import Any
 
 from nbfmha import gpu_arrays
 from nbfmha.kernels.operands import Operands, stored_order
+from nbfmha.kernels.prefill import rows_of_cta
 from nbfmha.kernels.prepass_load import ROWS_A_PASS, code_cols, threads_of
 from nbfmha.kernels.prepass_tables import Tables, tables_of
 from nbfmha.problem import Problem
 from nbfmha.quantized_tensor import QuantizedTensor
 from nbfmha.recipe import TILE_N
-from nbfmha.tiles import TILE_M, padded_tokens
+from nbfmha.tiles import padded_tokens
 from ptx_inline.toolchain import Kernel
 
 BLOCK = 16
@@ -144,9 +145,9 @@ def repack(q: QuantizedTensor, k: QuantizedTensor, v: QuantizedTensor, problem: 
     Raises ``RuntimeError`` for lengths that are new while a CUDA graph is captured.
     """
     # no grid here is too large: its operands would not fit any memory
-    tables = tables_of(problem, TILE_M, q.codes)
+    tables = tables_of(problem, None, rows_of_cta("blockscale", problem.head_dim), q.codes)
     made = _rows_of_q(q, problem) | _tiles_of_k(k, problem, tables) | _tiles_of_v(v, problem, tables)
-    rest = dict.fromkeys(("q16", "k16", "v16", "delta", "shift"))
+    rest = dict.fromkeys(("q_values", "k_values", "v_values", "q16", "k16", "v16", "delta", "shift"))
     return Operands(**made, **rest, sinks=sinks, blocks=tables.query_blocks)
 
 
