@@ -1,8 +1,8 @@
 """What a recipe computes, exactly: the specification that kernels are tested against.
 
 Everything that rounds in a kernel by the recipe's decision rounds here, in the same place and by the same contract
-(``nbfmha.nvfp4``, ``nbfmha.row_scales``); everything else is float64. What remains between a kernel and this model is its float32 accumulation;
-what remains between this model and ``reference.attention`` is quantisation.
+(``nbfmha.nvfp4``, ``nbfmha.row_scales``); everything else is float64. What remains between a kernel and this model is its
+float32 accumulation; what remains between this model and ``reference.attention`` is quantisation.
 
 Pre-pass, for each sequence and head, in float32:
     16-bit operands   q16, k16, v16: the input rounded to bfloat16 where problem.dtype is that, else to float16 ("f16")

@@ -18,11 +18,12 @@ _NONE, _ALL = "none", "all"
 
 
 class Variant(NamedTuple):
-    """One thing that an implementation may support: its name in the table, and the calls that show it."""
+    """One thing that an implementation may support: its name in the table, and the calls that show it. recipe: "its own" is
+    "legacy" for ``legacy``, "accurate" for the others; None stands for ``QuantizedTensor``s."""
 
     name: str
     problems: tuple[Problem, ...]
-    recipe: Recipe | None = PRESETS["accurate"]
+    recipe: Recipe | str | None = "its own"
 
 
 def support_rows() -> list[tuple[str, ...]]:
@@ -101,7 +102,7 @@ def _cell(name: str, variants: list[Variant], enumerate_all: bool) -> str:
 
 def _where(name: str) -> list[Target | None]:
     """The targets on which an implementation runs something; [None] for one that runs on a CPU."""
-    return [place for place in (None, *map(Target.parse, TARGETS)) if _runs(name, _problem(), PRESETS["naive"], place)]
+    return [place for place in (None, *map(Target.parse, TARGETS)) if _runs(name, _problem(), "its own", place)]
 
 
 def _places(name: str) -> str:
@@ -111,7 +112,9 @@ def _places(name: str) -> str:
     return "any CPU" if None in places else ", ".join(map(str, places))
 
 
-def _runs(name: str, problem: Problem, recipe: Recipe | None, target: Target | None) -> bool:
+def _runs(name: str, problem: Problem, recipe: Recipe | str | None, target: Target | None) -> bool:
+    if recipe == "its own":
+        recipe = PRESETS["legacy" if name == "legacy" else "accurate"]
     found = decide(problem, recipe, "host" if target is None else "gpu", target, True)
     return found[IMPLEMENTATIONS.index(name)].runs
 

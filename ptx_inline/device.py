@@ -44,6 +44,7 @@ mma_m16n8k64_mxf4nvf4_4x_ue4m3 = _declare(
     "mma.cu", f"void mma_m16n8k64_mxf4nvf4_4x_ue4m3({_MMA}, u32, u32, u16, u16, u16, u16)"
 )
 mma_m16n8k32_f8f6f4_e2m1_e2m1 = _declare("mma.cu", f"void mma_m16n8k32_f8f6f4_e2m1_e2m1({_MMA})")
+mma_m16n8k32_f8f6f4_e4m3_e2m1 = _declare("mma.cu", f"void mma_m16n8k32_f8f6f4_e4m3_e2m1({_MMA})")
 mma_m16n8k16_f16 = _declare("mma_f16.cu", f"void mma_m16n8k16_f16({_MMA})")
 mma_m16n8k16_bf16 = _declare("mma_f16.cu", f"void mma_m16n8k16_bf16({_MMA})")
 
@@ -87,6 +88,7 @@ cvt_rn_satfinite_e2m1x8_f32 = _declare(
 )
 cvt_rn_f16x2_e2m1x2 = _declare("convert.cu", "u32 cvt_rn_f16x2_e2m1x2(u32)")
 cvt_rn_satfinite_e4m3x2_f32 = _declare("convert.cu", "u32 cvt_rn_satfinite_e4m3x2_f32(f32, f32)")
+cvt_rn_satfinite_e4m3x4_f32 = _declare("convert.cu", "u32 cvt_rn_satfinite_e4m3x4_f32(f32, f32, f32, f32)")
 cvt_rn_f16x2_e4m3x2 = _declare("convert.cu", "u32 cvt_rn_f16x2_e4m3x2(u32)")
 
 mul_rn_f16x2 = _declare("arith.cu", "u32 mul_rn_f16x2(u32, u32)")

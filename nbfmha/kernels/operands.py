@@ -24,6 +24,8 @@ class Operands:
     q, sfq         uint8 (heads_q, seqlen_q, code_dim / 2) and (..., code_dim / 16)
     k, sfk         uint8 (heads_kv, padded, code_dim / 2) and (..., code_dim / 16), rows of each tile in ``stored_order``
     vt, sfv        uint8 (heads_kv, head_dim, padded / 2) and (heads_kv, head_dim, padded / 16): V transposed
+                   With ``scale_per="row"`` the scales are float32: sfq (heads_q, seqlen_q), sfk (heads_kv, padded) in the
+                   order of k's rows, sfv (heads_kv, sequences, head_dim); codes lie as ever
     q16, k16, v16  views of the 16-bit operands, for the 16-bit windows; None where there are none
     delta          float32 (heads_q, mean blocks, padded), qm.k': added to the scores of the block's queries; or None
     shift          float32 (heads_q, seqlen_q), q.km, the part of a score that K smoothing took away; or None

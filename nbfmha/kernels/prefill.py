@@ -6,16 +6,18 @@ CTA: 4 warps, 64 queries of one head; warp w has queries [16 w, 16 w + 16) and a
 ascending order, in up to four runs: 16 bits (sinks), NVFP4, 16 bits (diagonal), NVFP4.
 
 ==============  ====================================================================================================
-NVFP4 tile      codes and scales by ``cp.async`` to shared memory (:mod:`tile_codes`). ``blockscale``: two stages, the
-                MMA reads codes (:mod:`tile_blockscale`). ``dequant``: one stage, which the CTA widens to f16 in shared
-                memory, then ``ldmatrix`` and ``mma.m16n8k16`` (:mod:`tile_dequant`, :mod:`tile_16bit`)
+FP4 tile        codes and scales by ``cp.async`` to shared memory (:mod:`tile_codes`). ``blockscale``, ``legacy``: two
+                stages, the MMA reads codes (:mod:`tile_blockscale`, :mod:`tile_legacy`). ``dequant``: one stage, which
+                the CTA widens to f16 in shared memory, then ``ldmatrix`` and ``mma.m16n8k16`` (:mod:`tile_dequant`,
+                :mod:`tile_16bit`)
 16-bit tile     rows of k16 and v16 by ``cp.async``, ``ldmatrix``, ``mma.m16n8k16`` in the call's format
-acc_S, acc_O    f32 registers; acc_S starts from ``delta`` (NVFP4, Q smoothing) or ``-shift`` (16 bits, K smoothing)
-P               f32 to f16 (or bf16 in 16-bit tiles), or to NVFP4 after a factor of 448*6; no shuffle moves P
+acc_S, acc_O    f32 registers; acc_S starts from ``delta`` (NVFP4, Q smoothing) or ``-shift`` (16 bits, K smoothing);
+                ``legacy`` adds ``delta`` after the scales, and has acc_O in units of V's scales over FP4 tiles
+P               f32 to f16 (or bf16 in 16-bit tiles), to NVFP4 or E4M3 after a factor (``P_SCALE``); no shuffle moves P
 ==============  ====================================================================================================
 
 smem, dynamic: 64 rows of Q in 16 bits (``dequant`` or windows), then the larger of what the two kinds of tile need; see
-``shared_bytes``. ``blockscale`` needs sm_120a, ``dequant`` sm_80: one source, the tile functions differ.
+``shared_bytes``. ``blockscale`` and ``legacy`` need sm_120a, ``dequant`` sm_80: one source, the tile functions differ.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from nbfmha.validation import FLOAT_DTYPES, message
 from ptx_inline.isa.shared_memory import shared_limit
 from ptx_inline.toolchain import Kernel, Target
 
-IMPLEMENTATIONS = ("blockscale", "dequant")
+IMPLEMENTATIONS = ("blockscale", "legacy", "dequant")
 #: CTAs that ptxas makes room for with ``dequant``: measured on an H100, more of them win over a few spilled registers.
 CTAS_PER_SM = {64: 4, 96: 3, 128: 3, 256: 1}
 NO_LIMIT = 1 << 30  # of a window's side
@@ -61,7 +63,7 @@ def make_prefill(
     from numba import cuda
     from numba.core import types
 
-    from nbfmha.kernels import softmax, tile_16bit, tile_blockscale, tile_codes, tile_dequant
+    from nbfmha.kernels import softmax, tile_16bit, tile_blockscale, tile_codes, tile_dequant, tile_legacy
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
@@ -78,32 +80,41 @@ def make_prefill(
     pack = dev.cvt_rn_bf16x2_f32 if dtype == "bfloat16" else dev.cvt_rn_f16x2_f32
     to_shared = dev.cvta_to_shared_u32
 
-    blockscale, nvfp4_p = implementation == "blockscale", pv == "nvfp4"
+    legacy, by_codes, nvfp4_p = implementation == "legacy", implementation != "dequant", pv == "nvfp4"
     k_steps, o_tiles, n_tiles = Stage(head_dim).k_steps, head_dim // 8, TILE_N // 8
-    scale_words, all_tiles = (k_steps + 1) // 2, o_tiles + rounded
-    stage_bytes, q_bytes = Stage(head_dim).bytes, _q_bytes(implementation, head_dim, windows)
+    scale_words, all_tiles = 2 if legacy else (k_steps + 1) // 2, o_tiles + rounded
+    stage_bytes, q_bytes = Stage(head_dim, legacy).bytes, _q_bytes(implementation, head_dim, windows)
     rows_bytes, codes_bytes = TILE_N * row_pitch(head_dim), _codes_bytes(implementation, head_dim)
-    bias = math.log2(P_SCALE) if nvfp4_p else 0.0
+    bias = math.log2(P_SCALE[pv])
     log2e = 1.4426950408889634
     sixteen = "bfloat16" if dtype == "bfloat16" else "float16"
 
     load_rows, qk_16 = tile_16bit.make_load_rows(head_dim), tile_16bit.make_qk(head_dim, sixteen)
     pv_16 = tile_16bit.make_pv(head_dim, sixteen, False, rounded)
-    load_codes = tile_codes.make_load_codes(head_dim, has_delta)
-    load_q, qk_codes = tile_blockscale.make_load_q(head_dim), tile_blockscale.make_qk(head_dim)
+    load_codes = tile_codes.make_load_codes(head_dim, has_delta, legacy)
+    load_q, qk_codes = (tile_legacy if legacy else tile_blockscale).make_load_q(head_dim), tile_blockscale.make_qk(head_dim)
+    qk_rows, pv_e4m3 = tile_legacy.make_qk(head_dim, has_delta), tile_legacy.make_pv(head_dim, rounded)
+    enter_units, leave_units = tile_legacy.make_units(head_dim)
     pv_codes_f16, pv_codes_nvfp4 = tile_blockscale.make_pv_f16(head_dim), tile_blockscale.make_pv_nvfp4(head_dim, rounded)
     widen_q, widen_kv = tile_dequant.make_widen_q(head_dim), tile_dequant.make_widen_kv(head_dim)
     qk_wide = tile_16bit.make_qk(head_dim, "float16")
     pv_wide = tile_16bit.make_pv(head_dim, "float16", True, rounded)
     round_p = tile_dequant.make_round_p()
-    order = "stored" if blockscale else "widened"
+    order = "stored" if by_codes else "widened"
     mask_16, mask_4 = softmax.make_mask("rows"), softmax.make_mask(order)
     step, step_nvfp4 = softmax.make_step(all_tiles, bias), softmax.make_step_nvfp4(all_tiles, order, bias)
     load_delta = tile_codes.make_load_delta(order)
     general_scores = softmax.make_general_scores()
 
     # what follows the scores of an NVFP4 tile: softmax and P V. Numba types every branch, so each variant is its function
-    if nvfp4_p and blockscale:
+    if legacy:
+
+        @cuda.jit(device=True, forceinline=True)
+        def finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
+            step(acc_s, acc_o, row_max, row_sum, scale)
+            pv_e4m3(acc_o, acc_s, stage, lane)
+
+    elif nvfp4_p and by_codes:
 
         @cuda.jit(device=True, forceinline=True)
         def finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
@@ -118,7 +129,7 @@ def make_prefill(
             round_p(acc_s, sfp)
             pv_wide(acc_o, acc_s, stage + u32(stage_bytes + rows_bytes), lane)
 
-    elif blockscale:
+    elif by_codes:
 
         @cuda.jit(device=True, forceinline=True)
         def finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane):
@@ -141,7 +152,8 @@ def make_prefill(
     def prefill(
         out, lse, q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta, shift, sinks, blocks, has_lse, has_shift,
         has_sinks, out_b, out_h, out_t, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, seqlen_q, padded, n_blocks, n_means,
-        num_heads_q, qhead_per_kvhead, window_left, window_right, sink_tiles, diagonal_tiles, phases, softmax_scale, cap,
+        num_heads_q, qhead_per_kvhead, window_left, window_right, sink_tiles, diagonal_tiles, phases, n_sequences,
+        softmax_scale, cap,
     ):  # fmt: skip
         smem = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
         pool = smem + u32(q_bytes)
@@ -162,6 +174,7 @@ def make_prefill(
         row_low = i32(warp * i32(16) + group_id)
         q_row = i64(head) * i64(seqlen_q) + i64(first_row)
         delta_row = i64(head) * i64(n_means) + i64(mean_block)
+        sfv_row = i64(kv_head) * i64(n_sequences) + i64(blocks[8 * block + 7])
 
         # tiles [begin, stop_sinks) in 16 bits, [.., diagonal) in NVFP4, [diagonal, end_diagonal) in 16 bits, the rest NVFP4
         last = i32(position + rows - i32(1))
@@ -200,8 +213,8 @@ def make_prefill(
         acc_s = cuda.local.array((n_tiles, 4), f32)
         a = cuda.local.array((k_steps, 4), u32)
         sfa = cuda.local.array(scale_words, u32)
-        sfp = cuda.local.array((2, 1 if blockscale else 2), u32)
-        if quantized and blockscale:
+        sfp = cuda.local.array((2, 1 if by_codes else 2), u32)
+        if quantized and by_codes:
             load_q(a, sfa, q, sfq, q_row, rows, row_low, thread_in_group)
 
         for phase in range(phases):
@@ -246,18 +259,20 @@ def make_prefill(
                 first = i32(k_padded + run_from * i32(TILE_N))
                 load_codes(pool, deltas, k, sfk, vt, sfv, delta, i64(kv_head), delta_row, first, padded, thread)
                 commit()
-                if not blockscale:
+                if legacy and windows:
+                    enter_units(acc_o, sfv, sfv_row, thread_in_group)
+                if not by_codes:
                     widen_q(smem, q, sfq, q_row, rows, thread)
                 for tile in range(run_from, run_to):
                     first_n = i32(i32(tile) * i32(TILE_N))
                     odd = u32((i32(tile) - run_from) & i32(1))
                     this_delta, next_delta = deltas + odd * u32(DELTA_BYTES), deltas + (odd ^ u32(1)) * u32(DELTA_BYTES)
                     stage = pool
-                    if blockscale:
+                    if by_codes:
                         stage = pool + odd * u32(stage_bytes)
                     wait_0()
                     cuda.syncthreads()  # this tile's codes are there, and nobody reads the tile before
-                    if blockscale:
+                    if by_codes:
                         other = pool + (odd ^ u32(1)) * u32(stage_bytes)
                     else:
                         widen_kv(stage, pool + u32(stage_bytes), pool + u32(stage_bytes + rows_bytes), thread)
@@ -270,13 +285,15 @@ def make_prefill(
                         )
                     commit()
 
-                    if has_delta:
+                    if has_delta and not legacy:
                         load_delta(acc_s, this_delta, thread_in_group)
                     else:
                         for t in unroll(n_tiles):
                             for r in unroll(4):
                                 acc_s[t, r] = f32(0)
-                    if blockscale:
+                    if legacy:
+                        qk_rows(acc_s, a, sfa, stage, this_delta, lane)
+                    elif by_codes:
                         qk_codes(acc_s, a, sfa, stage, lane)
                     else:
                         qk_wide(acc_s, smem, pool + u32(stage_bytes), lane, warp)
@@ -285,6 +302,8 @@ def make_prefill(
                     if first_n < full_from or first_n + i32(TILE_N) > full_to:
                         mask_4(acc_s, key_first, key_stop, first_n, thread_in_group)
                     finish_4(acc_s, acc_o, row_max, row_sum, scale, sfp, stage, lane)
+                if legacy:
+                    leave_units(acc_o, sfv, sfv_row, thread_in_group)
 
         for side in unroll(2):
             row = i32(row_low + i32(8 * side))
@@ -320,10 +339,10 @@ def make_prefill(
 
 def _signature(dtype: str) -> tuple[str, ...]:
     """Types of: out, lse; q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta as bytes; shift, sinks; blocks; 3 flags; strides of
-    out, q16, k16, v16 in elements; seqlen_q ... phases; softmax_scale, cap."""
+    out, q16, k16, v16 in elements; seqlen_q ... n_sequences; softmax_scale, cap."""
     out = "f32*" if dtype == "float32" else "u32*"
     arrays = (out, "f32*", *("u8*",) * 10, *("f32*",) * 2, "i32*")
-    return (*arrays, *("i32",) * 3, *("i64",) * 12, *("i32",) * 11, "f32", "f32")
+    return (*arrays, *("i32",) * 3, *("i64",) * 12, *("i32",) * 12, "f32", "f32")
 
 
 @functools.cache
@@ -368,8 +387,8 @@ def _q_bytes(implementation: str, head_dim: int, windows: bool) -> int:
 
 def _codes_bytes(implementation: str, head_dim: int) -> int:
     """Two stages of codes; or one, and K and V as f16."""
-    stage = Stage(head_dim).bytes
-    if implementation == "blockscale":
+    stage = Stage(head_dim, implementation == "legacy").bytes
+    if implementation != "dequant":
         return 2 * stage
     return stage + TILE_N * row_pitch(head_dim) + head_dim * TRANSPOSED_PITCH
 
@@ -382,12 +401,17 @@ def shared_bytes(implementation: str, head_dim: int, quantized: bool, windows: b
 
 def why_not(problem: Problem, recipe: Recipe, implementation: str, target: Target) -> str | None:
     """Why ``implementation`` cannot run ``problem`` by ``recipe`` on ``target``, in words; None where it can."""
-    if implementation == "blockscale" and not target.has_block_scale_mma:
-        return f"the block-scale MMA needs sm_120a or sm_121a, this is {target}"
+    if implementation != "dequant" and not target.has_block_scale_mma:
+        mma = "f8f6f4" if implementation == "legacy" else "the block-scale MMA"
+        return f"{mma} needs sm_120a or sm_121a, this is {target}"
     if problem.head_dim not in HEAD_DIMS:
         return f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))}, got {problem.head_dim}; pad the last axis"
     if problem.dtype not in FLOAT_DTYPES:
         return f"dtype must be one of {', '.join(FLOAT_DTYPES)}, got {problem.dtype}"
+    if implementation == "legacy" and recipe.scale_per != "row":
+        return "legacy runs recipes with scale_per='row', such as recipe='legacy'"
+    if implementation != "legacy" and recipe.scale_per == "row":
+        return "scale_per='row' runs by 'legacy' alone, got one; scale_per='block' has a scale for 16 elements"
     if (recipe.qk == "nvfp4") != (recipe.v_format == "nvfp4"):
         return f"kernels have qk and v_format both in NVFP4 or both in 16 bits, got {recipe.qk} and {recipe.v_format}"
     if recipe.is_quantized and recipe.v_axis != "tokens":
@@ -407,7 +431,7 @@ def prefill(
     A row that sees no key becomes 0 with an LSE of -inf, or the sink's logit.
 
     Args:
-        operands: what ``prepass.prepare`` made of this problem and recipe. implementation: "blockscale" or "dequant".
+        operands: what ``prepass.prepare`` made of this problem and recipe. implementation: of ``IMPLEMENTATIONS``.
         out: (batch, num_heads_q, seqlen_q, head_dim) of problem.dtype, filled; even strides, 4-byte aligned.
         lse: float32 (batch * num_heads_q, seqlen_q), contiguous, filled with natural logarithms; or None.
 
@@ -445,6 +469,7 @@ def prefill(
         min(recipe.sink_tokens, NO_LIMIT) // TILE_N,
         diagonal,
         1 if diagonal < 0 else 2,
+        operands.sfv.shape[1] if recipe.scale_per == "row" else 0,
         problem.softmax_scale,
         problem.softcap or 0.0,
     )

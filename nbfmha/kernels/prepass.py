@@ -1,12 +1,13 @@
 """Pre-pass of forward attention: from q, k, v in 16 or 32 bits to what the forward kernel reads.
 
     km = mean of k over a sequence, k' = k - km          qm = mean of q over 64 or 128 queries, q' = q - qm
-    q', k' -> NVFP4 along head_dim, v -> NVFP4 along tokens
+    q', k' -> NVFP4 along head_dim, v -> NVFP4 along tokens; or all to FP4 with an f32 scale a row (``scale_per="row"``)
     delta = qm . k' in float32                            shift = q . km
 
 The specification is ``recipe_model.pre_pass``. float32 inputs are rounded to float16 first, by every kernel that reads
 them. At most six launches: ``k_sums``, ``k_mean``, ``q``, ``k`` (:mod:`prepass_rows`), ``v`` (:mod:`prepass_values`) and
-``delta`` (:mod:`prepass_delta`). q and v are read once (q's second reading finds it in a cache), k three times at most.
+``delta`` (:mod:`prepass_delta`); two more with an f32 scale for each channel of v (:mod:`prepass_legacy`). q and v are read
+once (q's second reading finds it in a cache; with such scales v twice), k three times at most.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 from nbfmha import gpu_arrays
-from nbfmha.kernels import prepass_delta, prepass_rows, prepass_values
+from nbfmha.kernels import prepass_delta, prepass_legacy, prepass_rows, prepass_values
 from nbfmha.kernels.operands import HEAD_DIMS, Operands
-from nbfmha.kernels.prepass_load import code_cols, threads_of
+from nbfmha.kernels.prepass_load import channels_of_v, code_cols, threads_of, threads_of_v
 from nbfmha.kernels.prepass_tables import Tables, tables_of
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N, Recipe
@@ -115,12 +116,12 @@ def _quantize_q(
     cols, blocks = code_cols(head_dim), tables.mean_blocks.shape[0]
     smooth = recipe.smooth_q is not None
     codes = made["q"] = gpu_arrays.empty(q.array, (heads, tokens, 8 * cols), "uint8")
-    scales = made["sfq"] = gpu_arrays.empty(q.array, (heads, tokens, cols), "uint8")
+    scales = made["sfq"] = _empty_scales(q, (heads, tokens), cols, recipe)
     q_mean = gpu_arrays.empty(q.array, (heads, blocks, head_dim), "float32") if smooth else None
     shift = None if k_mean is None else gpu_arrays.empty(q.array, (heads, tokens), "float32")
     made["shift"] = shift
     if heads * blocks:
-        kernel = prepass_rows.q_kernel(problem.dtype, head_dim, recipe.smooth_q or TILE_M, recipe.scale_q, smooth)
+        kernel = prepass_rows.q_kernel(problem.dtype, head_dim, recipe.smooth_q or TILE_M, _rule(recipe, "q"), smooth)
         arguments = (
             codes, scales, q.array, *_or_null(q_mean, shift, _written(q16, problem), k_mean), tables.mean_blocks,
             int(k_mean is not None), int(q16 is not None), *q.strides, tokens, blocks, problem.num_heads_q,
@@ -137,9 +138,9 @@ def _quantize_k(
     heads, head_dim, tiles = problem.batch * problem.num_heads_kv, problem.head_dim, tables.key_tiles.shape[0]
     cols = code_cols(head_dim)
     codes = made["k"] = gpu_arrays.empty(k.array, (heads, tiles * TILE_N, 8 * cols), "uint8")
-    scales = made["sfk"] = gpu_arrays.empty(k.array, (heads, tiles * TILE_N, cols), "uint8")
+    scales = made["sfk"] = _empty_scales(k, (heads, tiles * TILE_N), cols, recipe)
     if heads * tiles:
-        kernel = prepass_rows.k_kernel(problem.dtype, head_dim, recipe.scale_k)
+        kernel = prepass_rows.k_kernel(problem.dtype, head_dim, _rule(recipe, "k"))
         arguments = (
             codes, scales, k.array, *_or_null(_written(k16, problem), k_mean), tables.key_tiles, int(k_mean is not None),
             int(k16 is not None), *k.strides, problem.seqlen_k, tiles, problem.num_heads_kv, tables.sequences.shape[0],
@@ -151,15 +152,51 @@ def _quantize_v(made: dict, v: View, v16: View | None, problem: Problem, recipe:
     """Fills vt and sfv of ``made``."""
     heads, head_dim, tiles = problem.batch * problem.num_heads_kv, problem.head_dim, tables.key_tiles.shape[0]
     codes = made["vt"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 2), "uint8")
-    scales = made["sfv"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 16), "uint8")
+    if recipe.scale_per == "row":
+        scales = _scales_of_v(v, problem, tables)
+    else:
+        scales = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 16), "uint8")
+    made["sfv"] = scales
     if heads * tiles:
-        kernel = prepass_values.v_kernel(problem.dtype, head_dim, recipe.scale_v)
+        kernel = prepass_values.v_kernel(problem.dtype, head_dim, _rule(recipe, "v"))
         arguments = (
             codes, scales, v.array, *_or_null(_written(v16, problem)), tables.key_tiles, int(v16 is not None), *v.strides,
-            problem.seqlen_k, tiles, problem.num_heads_kv,
+            problem.seqlen_k, tiles, problem.num_heads_kv, tables.sequences.shape[0],
         )  # fmt: skip
-        grid = _grid(heads * tiles * (head_dim // prepass_values.channels_of_v(head_dim)))
-        gpu_arrays.launch(kernel, grid, (prepass_values.threads_of_v(head_dim),), arguments)
+        grid = _grid(heads * tiles * (head_dim // channels_of_v(head_dim)))
+        gpu_arrays.launch(kernel, grid, (threads_of_v(head_dim),), arguments)
+
+
+def _scales_of_v(v: View, problem: Problem, tables: Tables) -> Any:
+    """amax / 6 of each channel over the tokens of each sequence, float32 (heads_kv, sequences, head_dim)."""
+    heads, head_dim = problem.batch * problem.num_heads_kv, problem.head_dim
+    tiles, sequences = tables.key_tiles.shape[0], tables.sequences.shape[0]
+    peaks = gpu_arrays.empty(v.array, (heads, tiles, head_dim // 2), "int32")
+    if heads * tiles:
+        grid = _grid(heads * tiles * (head_dim // channels_of_v(head_dim)))
+        arguments = (peaks, v.array, tables.key_tiles, *v.strides, tiles, problem.num_heads_kv)
+        kernel = prepass_legacy.v_peaks_kernel(problem.dtype, head_dim)
+        gpu_arrays.launch(kernel, grid, (threads_of_v(head_dim),), arguments)
+    scales = gpu_arrays.empty(v.array, (heads, sequences, head_dim), "float32")
+    if heads:
+        grid = _grid(heads * sequences * (head_dim // prepass_legacy.SCALE_CHANNELS))
+        arguments = (scales, peaks if tiles else 0, tables.sequences, tiles, sequences)
+        sixteen = "bfloat16" if problem.dtype == "bfloat16" else "float16"
+        kernel = prepass_legacy.v_scales_kernel(sixteen, head_dim)
+        gpu_arrays.launch(kernel, grid, (prepass_legacy.SCALE_THREADS,), arguments)
+    return scales
+
+
+def _rule(recipe: Recipe, operand: str) -> str:
+    """How kernels find the scales of q, k or v: by a rule for 16 elements, or "row"."""
+    return "row" if recipe.scale_per == "row" else getattr(recipe, f"scale_{operand}")
+
+
+def _empty_scales(view: View, rows: tuple[int, int], cols: int, recipe: Recipe) -> Any:
+    """For scales of rows of q or k: one f32 a row, or a byte for each of its ``cols`` blocks."""
+    if recipe.scale_per == "row":
+        return gpu_arrays.empty(view.array, rows, "float32")
+    return gpu_arrays.empty(view.array, (*rows, cols), "uint8")
 
 
 def _delta(q_mean: Any, k: View, k_mean: Any, problem: Problem, tables: Tables) -> Any:

@@ -5,8 +5,8 @@ The 64 corrections of the query block (delta) come with it, to a place of their 
 ==============  =====================================================================================================
 K codes         64 rows of 32 bytes a k step of 64 channels, pitch 16 bytes more: no bank conflict for ``ldmatrix``
 V codes         head_dim rows of 32 bytes (64 tokens), pitch 48
-sfk             64 rows of 4 bytes a k step
-sfv             head_dim words: the four blocks of 16 tokens of one channel
+sfk             64 rows of 4 bytes a k step; with one scale a row, of 4 bytes: an f32
+sfv             head_dim words: the four blocks of 16 tokens of one channel; with one scale a row, nothing
 ==============  =====================================================================================================
 """
 
@@ -23,9 +23,10 @@ DELTA_BYTES = 4 * TILE_N
 
 @dataclass(frozen=True)
 class Stage:
-    """Byte offsets of the parts of a stage, for one head_dim."""
+    """Byte offsets of the parts of a stage, for one head_dim. per_row: a float32 scale a row, not one for 16 elements."""
 
     head_dim: int
+    per_row: bool = False
 
     @property
     def k_steps(self) -> int:
@@ -45,19 +46,50 @@ class Stage:
         return self.v + self.head_dim * V_PITCH
 
     @property
+    def sfk_pitch(self) -> int:
+        return 4 if self.per_row else 4 * self.k_steps
+
+    @property
     def sfv(self) -> int:
-        return self.sfk + TILE_N * 4 * self.k_steps
+        return self.sfk + TILE_N * self.sfk_pitch
 
     @property
     def bytes(self) -> int:
-        return self.sfv + 4 * self.head_dim
+        return self.sfv + (0 if self.per_row else 4 * self.head_dim)
 
 
-def make_load_codes(head_dim: int, has_delta: bool):
+def make_load_q_codes(head_dim: int):
+    """Device function ``(a: u32[k_steps, 4], q: u8*, first_row, rows, row, thread_in_group)``: the words of codes that are
+    A fragments of m16n8k64 for the queries ``row`` and ``row + 8`` after ``first_row`` (i64); zeros from ``rows`` on."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, i32, i64 = types.uint32, types.int32, types.int64
+    load = dev.ld_global_nc_u32
+    k_steps = Stage(head_dim).k_steps
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def load_q_codes(a, q, first_row, rows, row, thread_in_group):
+        for k_step in unroll(k_steps):
+            for r in unroll(4):
+                this = i32(row + i32(8 * (r & 1)))
+                a[k_step, r] = u32(0)
+                if this < rows:
+                    word = i64(thread_in_group) * i64(4) + i64(32 * k_step + 16 * (r >> 1))
+                    a[k_step, r] = load(q, (first_row + i64(this)) * i64(32 * k_steps) + word)
+
+    return load_q_codes
+
+
+def make_load_codes(head_dim: int, has_delta: bool, per_row: bool = False):
     """Device function ``(smem, delta_smem, k, sfk, vt, sfv, delta, kv_head, delta_row, first, padded, thread)``.
 
     The tile that begins at padded row ``first`` comes to a stage, asynchronously. kv_head, delta_row: i64, in rows of
-    ``padded``.
+    ``padded``. per_row: as ``Stage`` has it; sfv is not read then.
     """
     from numba import cuda
     from numba.core import types
@@ -67,8 +99,9 @@ def make_load_codes(head_dim: int, has_delta: bool):
 
     u32, i32, i64 = types.uint32, types.int32, types.int64
     cp_async_16, cp_async_4 = dev.cp_async_cg_16, dev.cp_async_ca_4
-    stage = Stage(head_dim)
+    stage = Stage(head_dim, per_row)
     k_steps, k_pitch, at_v, at_sfk, at_sfv = stage.k_steps, stage.k_pitch, stage.v, stage.sfk, stage.sfv
+    sfk_pitch = stage.sfk_pitch
     chunks, rows_a_pass = 2 * k_steps, THREADS // (2 * k_steps)
 
     @cuda.jit(device=True, forceinline=True)
@@ -81,8 +114,8 @@ def make_load_codes(head_dim: int, has_delta: bool):
         to = smem + (lane // u32(chunks)) * u32(k_pitch) + (lane % u32(chunks)) * u32(16)
         for i in unroll(TILE_N // rows_a_pass):
             cp_async_16(to + u32(i * rows_a_pass * k_pitch), k, k_at + i64(16 * THREADS * i), u32(16))
-        if lane < u32(16 * k_steps):
-            scales_at = key * i64(4 * k_steps) + i64(lane * u32(16))
+        if lane < u32(4 * sfk_pitch):
+            scales_at = key * i64(sfk_pitch) + i64(lane * u32(16))
             cp_async_16(smem + u32(at_sfk) + lane * u32(16), sfk, scales_at, u32(16))
         row = kv_head * i64(head_dim) + i64(lane >> u32(1))
         v_pitch = i64(padded >> i32(1))
@@ -93,7 +126,7 @@ def make_load_codes(head_dim: int, has_delta: bool):
                 cp_async_16(to + u32(64 * V_PITCH * i), vt, v_at + i64(64 * i) * v_pitch, u32(16))
         scale_pitch = i64(padded >> i32(4))
         scales_at = (kv_head * i64(head_dim) + i64(lane)) * scale_pitch + i64(first >> i32(4))
-        for i in unroll(-(-head_dim // THREADS)):
+        for i in unroll(0 if per_row else -(-head_dim // THREADS)):
             if THREADS * (i + 1) <= head_dim or lane < u32(head_dim - THREADS * i):
                 to = smem + u32(at_sfv + 4 * THREADS * i) + lane * u32(4)
                 cp_async_4(to, sfv, scales_at + i64(THREADS * i) * scale_pitch, u32(4))

@@ -141,6 +141,20 @@ extern "C" __device__ u32 cvt_rn_satfinite_e4m3x2_f32(float high, float low) {
 #endif
 }
 
+// Four f32 to four E4M3 codes, x0 in bits [7:0], as cvt_rn_satfinite_e4m3x2_f32.
+extern "C" __device__ u32 cvt_rn_satfinite_e4m3x4_f32(float x0, float x1, float x2, float x3) {
+#if HAS_E4M3
+  u32 codes;
+  asm("{ .reg .b16 a, b; cvt.rn.satfinite.e4m3x2.f32 a, %2, %1; cvt.rn.satfinite.e4m3x2.f32 b, %4, %3; "
+      "mov.b32 %0, {a, b}; }"
+      : "=r"(codes)
+      : "f"(x0), "f"(x1), "f"(x2), "f"(x3));
+  return codes;
+#else
+  return cvt_rn_satfinite_e4m3x2_f32(x1, x0) | (cvt_rn_satfinite_e4m3x2_f32(x3, x2) << 16);
+#endif
+}
+
 // Two E4M3 codes (bits [15:8] and [7:0]) to two f16, exact; 0x7F and 0xFF give the f16 NaN 0x7FFF.
 // Instruction: PTX ISA 8.1+, sm_89.
 #if !HAS_E4M3

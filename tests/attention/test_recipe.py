@@ -119,7 +119,7 @@ def test_names():
     assert resolve_recipe("accurate") is PRESETS["accurate"]
     recipe = Recipe(smooth_k=True)
     assert resolve_recipe(recipe) is recipe
-    with pytest.raises(ValueError, match="recipe must be one of 'naive', 'sage3', 'fast', 'accurate', 'legacy', got 'sage2'"):
+    with pytest.raises(ValueError, match=r"recipe must be one of 'naive', 'sage3', .*'legacy', got 'sage2'"):
         resolve_recipe("sage2")
     with pytest.raises(TypeError, match="recipe must be a Recipe or the name of a preset, got NoneType"):
         resolve_recipe(None)

@@ -13,7 +13,9 @@ from nbfmha.kernels.prefill import prefill
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N, Recipe
 from nbfmha.recipe_model import forward, pre_pass
+from nbfmha.row_scales import quantize_rows
 from nbfmha.tiles import View
+from ptx_inline.isa.formats import pack_nibbles
 
 PLAIN = Recipe(v_axis="tokens")
 SMOOTH = Recipe(smooth_k=True, smooth_q=64, v_axis="tokens")
@@ -86,7 +88,9 @@ def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, to_device) -
         at += -(-length // TILE_N) * TILE_N
     order = (np.arange(0, padded, TILE_N)[:, None] + stored_order()).reshape(-1)
     codes = {}
-    if recipe.is_quantized:
+    if recipe.scale_per == "row":
+        codes = lay_out_rows(q_rest, k_rest[:, order], v_padded, problem)
+    elif recipe.is_quantized:
         q_codes = nvfp4.quantize(q_rest, scale=recipe.scale_q)
         k_codes = nvfp4.quantize(np.ascontiguousarray(k_rest[:, order]), scale=recipe.scale_k)
         v_codes = nvfp4.quantize(v_padded, axis="tokens", scale=recipe.scale_v)
@@ -108,6 +112,21 @@ def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, to_device) -
     )
 
 
+def lay_out_rows(q_rest, k_stored, v_padded, problem: Problem) -> dict[str, np.ndarray]:
+    """Codes and float32 scales, one a token of q and k and one a channel of v over each sequence."""
+    (q, sfq), (k, sfk) = quantize_rows(q_rest), quantize_rows(k_stored)
+    v, scales = [], []
+    at = 0
+    for sequence in problem.sequences():
+        tokens = -(-(sequence.keys.stop - sequence.keys.start) // TILE_N) * TILE_N
+        channels = np.ascontiguousarray(v_padded[:, at : at + tokens].swapaxes(1, 2))
+        for made, part in zip((v, scales), quantize_rows(channels), strict=True):
+            made.append(part)
+        at += tokens
+    codes = {"q": q, "k": k, "vt": np.concatenate(v, axis=-1)}
+    return {name: pack_nibbles(x) for name, x in codes.items()} | {"sfq": sfq, "sfk": sfk, "sfv": np.stack(scales, axis=1)}
+
+
 def run(device, call: Call, inputs=None, *, sinks=None):
     """(out, lse) of the kernel and (out, lse) of the model on the same operands: float64, (heads_q, seqlen_q[, d])."""
     q, k, v = call.inputs() if inputs is None else inputs
@@ -118,7 +137,8 @@ def run(device, call: Call, inputs=None, *, sinks=None):
     out = device.empty(q.shape, call.dtype)
     heads_q = problem.batch * problem.num_heads_q
     lse = device.empty((heads_q, problem.seqlen_q), "float32")
-    prefill(operands, problem, call.recipe, implementation=device.implementation, out=as_view(out, q), lse=lse)
+    implementation = "legacy" if call.recipe.scale_per == "row" else device.implementation
+    prefill(operands, problem, call.recipe, implementation=implementation, out=as_view(out, q), lse=lse)
     shape = (heads_q, problem.seqlen_q)
     got = device.to_host(out).reshape(*shape, call.head_dim), device.to_host(lse).reshape(shape)
     return *got, expected_out.reshape(*shape, call.head_dim), expected_lse.reshape(shape)

@@ -4,6 +4,7 @@ import pytest
 
 from nbfmha.kernels.catalogue import CATALOGUE, kernel
 from nbfmha.kernels.dequantize import tokens_kernel as dequantize_tokens
+from nbfmha.kernels.prefill import prefill_kernel
 from nbfmha.kernels.qk import HEAD_DIMS, qk_kernel
 from nbfmha.kernels.quantize import rows_kernel
 from nbfmha.steady_loop import steady_loop
@@ -58,6 +59,16 @@ def test_prefill_dequantised_spills_little(target):
     loop = steady_loop(compiled.sass(target))
     assert loop.mma == 64
     assert compiled.resources(target).spill_store_bytes <= 160
+
+
+@pytest.mark.parametrize("head_dim", [64, *(pytest.param(d, marks=pytest.mark.slow) for d in (128, 256))])
+def test_legacy_prefill_is_all_plain_fp4_mma(head_dim):
+    compiled = prefill_kernel("legacy", head_dim, pv="e4m3")
+    mix = assert_nothing_spilled(compiled, "sm_120a")
+    both = ("QMMA.16832.F32.E2M1.E2M1", "QMMA.16832.F32.E4M3.E2M1")
+    # Q K^T: 8 n tiles and head_dim / 32 steps; P V: head_dim / 8 n tiles and 2 steps
+    assert [mix.opcodes[name] for name in both] == [head_dim // 4, head_dim // 4]
+    assert mix.mma == head_dim // 2
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)

@@ -1,6 +1,6 @@
 """The pre-pass kernels against NumPy and the recipe's model: one body, on the emulator and on a GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
@@ -15,13 +15,16 @@ from nbfmha.kernels.prepass import prepare, prepare_with_means
 from nbfmha.problem import Problem
 from nbfmha.recipe import PRESETS, Recipe
 from nbfmha.recipe_model import pre_pass
+from nbfmha.row_scales import quantize_rows
 from nbfmha.tiles import View, key_tiles, mean_blocks, padded_tokens, query_blocks
 from nbfmha.validation import dtype_name
+from ptx_inline.isa.formats import pack_nibbles
 
 ACCURATE, SAGE3, NAIVE = PRESETS["accurate"], PRESETS["sage3"], PRESETS["naive"]
 ONLY_Q = Recipe(smooth_q=64, scale_q="four_over_six", scale_k="four_over_six", scale_v="four_over_six", v_axis="tokens")
 NAIVE_WINDOWS = Recipe(v_axis="tokens", sink_tokens=64)
 SMOOTH_K = Recipe(v_axis="tokens", smooth_k=True)
+ROWS = Recipe(scale_per="row", pv="e4m3", v_axis="tokens", smooth_k=True, smooth_q=64, sink_tokens=64)
 NOTHING = Recipe(qk="f16", v_format="f16")
 
 
@@ -65,6 +68,9 @@ CASES = [
     Case(ACCURATE, lengths=((129, 70),), batch=2, layout="bshd"),
     Case(ONLY_Q, lengths=((65, 64),)),
     Case(NAIVE_WINDOWS, "float32", 96, lengths=((65, 67),), layout="bshd"),
+    Case(PRESETS["legacy"], lengths=((70, 130), (1, 0), (0, 65), (64, 64), (3, 1)), heads=(4, 2)),
+    Case(ROWS, "float32", 96, lengths=((65, 67),), layout="bshd"),
+    pytest.param(Case(PRESETS["legacy"], "bfloat16", 128, batch=2, lengths=((70, 300),)), marks=pytest.mark.slow),
     pytest.param(Case(SAGE3, "bfloat16", 128, heads=(3, 1), lengths=((131, 65),)), marks=pytest.mark.slow),
 ]
 #: On a GPU alone: every kernel of every head_dim and dtype.
@@ -72,7 +78,7 @@ GPU_CASES = [
     Case(recipe, dtype, head_dim, 2, (4, 2), ((257, 200),), layout)
     for head_dim in (64, 96, 128, 256)
     for dtype, layout in (("float16", "bshd"), ("bfloat16", "hbsd"), ("float32", "bhsd"))
-    for recipe in (ACCURATE, SAGE3, NAIVE)
+    for recipe in (ACCURATE, SAGE3, NAIVE, ROWS)
 ] + [
     Case(ACCURATE, heads=(8, 1), lengths=((1000, 3000),)),
     Case(ACCURATE, head_dim=128, heads=(2, 2), lengths=tuple((17 * i % 300, 31 * i % 500) for i in range(40))),
@@ -178,6 +184,9 @@ def check(case: Case, device, inputs=None) -> None:
         assert operands.shift is None
 
     order = (np.arange(0, padded_tokens(problem), 64)[:, None] + stored_order()).reshape(-1)
+    if recipe.scale_per == "row":
+        check_rows(operands, q_smooth, padded_rows(k_smooth, problem)[:, order], v16, problem, to_host)
+        return
     for name, x, scale in (
         ("q", q_smooth, recipe.scale_q),
         ("k", padded_rows(k_smooth, problem)[:, order], recipe.scale_k),
@@ -189,6 +198,24 @@ def check(case: Case, device, inputs=None) -> None:
     expected = nvfp4.quantize(padded_rows(v16, problem), axis="tokens", scale=recipe.scale_v)
     np.testing.assert_array_equal(to_host(operands.sfv), expected.scales, err_msg="sfv")
     np.testing.assert_array_equal(to_host(operands.vt), expected.codes, err_msg="vt")
+
+
+def check_rows(operands, q_smooth, k_stored, v16, problem, to_host) -> None:
+    """Codes and float32 scales of tokens of q and k, and of channels of v over each sequence."""
+    for name, x in (("q", q_smooth), ("k", k_stored)):
+        codes, scales = quantize_rows(x)
+        np.testing.assert_array_equal(to_host(getattr(operands, f"sf{name}")), scales, err_msg=f"sf{name}")
+        expected = padded_channels(pack_nibbles(codes), problem.head_dim, 2)
+        np.testing.assert_array_equal(to_host(getattr(operands, name)), expected, err_msg=name)
+    values = np.zeros((*v16.shape[:1], v16.shape[2], padded_tokens(problem)), np.uint8)
+    for index, sequence in enumerate(problem.sequences()):
+        codes, scales = quantize_rows(v16[:, sequence.keys].swapaxes(1, 2))
+        np.testing.assert_array_equal(to_host(operands.sfv)[:, index], scales, err_msg="sfv")
+        for source, count, padded, owner in key_tiles(problem):
+            if owner == index:
+                first = source - sequence.keys.start
+                values[..., padded : padded + count] = codes[..., first : first + count]
+    np.testing.assert_array_equal(to_host(operands.vt), pack_nibbles(values), err_msg="vt")
 
 
 def check_sixteen_bits(operands, views, expected, case, to_host) -> None:
@@ -245,9 +272,10 @@ def test_empty(device, lengths):
     check(Case(ACCURATE, heads=(4, 2), lengths=(lengths,)), device)
 
 
-def test_extreme_values(device):
-    """Not finite, zero of both signs, subnormal, largest: where the contract of a block has its corners."""
-    case = Case(ONLY_Q, lengths=((65, 64),))
+@pytest.mark.parametrize("recipe", [ONLY_Q, replace(ROWS, smooth_k=False)], ids=["blocks", "rows"])
+def test_extreme_values(device, recipe):
+    """Not finite, zero of both signs, subnormal, largest: where the contract of a block or row has its corners."""
+    case = Case(recipe, lengths=((65, 64),))
     q, k, v = case.inputs(1)
     for x in (q, k, v):
         x[0, 0, 1, :16] = -0.0
