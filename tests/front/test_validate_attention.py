@@ -71,6 +71,11 @@ class TestCases:
         outcome = run_case(case, Context(Reference(), seed=seed))
         assert outcome.result.status != "fail", outcome.result.reason
 
+    def test_legacy_on_the_emulator(self):
+        outcome = run_case(case_named("real_legacy"), Context(Emulated("sm_120a")))
+        assert outcome.result.status == "pass", outcome.result.reason
+        assert 0 < outcome.result.details["relative_l2"] < 1e-3
+
     @pytest.mark.parametrize("name", ["real_accurate", "packed"])
     def test_on_the_emulator(self, name):
         """One recipe, so one set of kernels."""
