@@ -75,6 +75,12 @@ def test_legacy_prefill_is_all_plain_fp4_mma(head_dim, spilled):
     assert mix.mma == head_dim // 2
 
 
+def test_legacy_prefill_is_for_targets_with_its_mma():
+    assert kernel("prefill_legacy", "sm_120a") is prefill_kernel("legacy", 64, pv="e4m3")
+    with pytest.raises(ValueError, match=r"arch must be sm_120a or sm_121a for 'prefill_legacy', .*, got sm_90a"):
+        kernel("prefill_legacy", "sm_90a")
+
+
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("scales_in", ["shared", "global"])
 def test_qk_on_sm_120a_is_all_block_scale_mma(head_dim, scales_in):
