@@ -55,7 +55,7 @@ def _run_kernels(call: Call, implementation: str, with_lse: bool) -> tuple[Any, 
     out_view = view_of("out", out, call.layout, problem.dtype, 4)
     lse = gpu_arrays.empty(q, call.lse_shape, "float32") if with_lse else None
     if 0 not in q.shape:
-        operands = prepare(*views, problem, call.recipe, _float32_sinks(call))
+        operands = prepare(*views, problem, call.recipe, _float32_sinks(call), implementation=implementation)
         prefill(operands, problem, call.recipe, implementation=implementation, out=out_view, lse=lse)
     return out, lse
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 _LABEL = re.compile(r"\s*(\.L_\w+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
+_CONDITION = re.compile(r"\s*!?U?P\d")
 _MMA = ("OMMA", "QMMA", "HMMA", "HGMMA")
 #: A part of the loop with one of these is run in every round; a part without one may be skipped by the branch before it.
 _NEEDED = (*_MMA, "LDGSTS", "LDSM", "BAR", "LDGDEPBAR")
@@ -60,7 +61,10 @@ def _within(inner: range, outer: range) -> bool:
 
 
 def _parse(sass: str) -> tuple[list[tuple[str, str, bool]], dict[str, int]]:
-    """(opcode, operands, whether predicated) of each instruction, and the index that each label stands before."""
+    """(opcode, operands, whether conditional) of each instruction, and the index that each label stands before.
+
+    A predicate stands before the opcode or, of a branch, as its first operand: ``@P0 BRA``, ``BRA.U !UP0``.
+    """
     instructions: list[tuple[str, str, bool]] = []
     labels: dict[str, int] = {}
     for line in sass.splitlines():
@@ -70,7 +74,7 @@ def _parse(sass: str) -> tuple[list[tuple[str, str, bool]], dict[str, int]]:
             continue
         found = _INSTRUCTION.search(line)
         if found:
-            instructions.append((found[2], found[3], found[1] is not None))
+            instructions.append((found[2], found[3], found[1] is not None or _CONDITION.match(found[3]) is not None))
     return instructions, labels
 
 
@@ -84,11 +88,11 @@ def _steady_path(instructions, labels, body: range):
     at = body.start
     while at < body.stop:
         yield at
-        opcode, rest, predicated = instructions[at]
+        opcode, rest, conditional = instructions[at]
         target = labels.get(_target(rest)) if opcode.startswith("BRA") else None
         if target is not None and at < target < body.stop:
             skipped = instructions[at + 1 : target]
-            if not predicated or not any(name.startswith(_NEEDED) for name, _, _ in skipped):
+            if not conditional or not any(name.startswith(_NEEDED) for name, _, _ in skipped):
                 at = target
                 continue
         at += 1

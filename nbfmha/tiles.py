@@ -16,7 +16,7 @@ from nbfmha.problem import Problem, Sequence
 from nbfmha.recipe import TILE_N
 
 TILE_M = 64
-"""Queries of a CTA of the forward kernel, and of a block of the 16-bit windows."""
+"""Queries of a block of the 16-bit windows; a CTA of the forward kernel has one block or two."""
 
 
 class View(NamedTuple):
@@ -47,8 +47,9 @@ class MeanBlock(NamedTuple):
 
 
 class QueryBlock(NamedTuple):
-    """Up to 64 queries: rows [first, stop) of q; the position of the first one on its sequence's keys (may be negative);
-    the sequence's first row of k, its first padded row, its seqlen_k; the mean block they are part of; the sequence."""
+    """Queries of a CTA of the forward kernel: rows [first, stop) of q; the position of the first one on its sequence's keys
+    (may be negative); the sequence's first row of k, its first padded row, its seqlen_k; the mean block of the first one;
+    the sequence."""
 
     first: int
     stop: int
@@ -85,13 +86,14 @@ def mean_blocks(problem: Problem, size: int) -> np.ndarray:
     return _table(rows, MeanBlock)
 
 
-def query_blocks(problem: Problem, mean_size: int) -> np.ndarray:
-    """int32 (blocks, 8): a ``QueryBlock`` a row; ``mean_size`` (64 or 128) is that of ``mean_blocks``."""
+def query_blocks(problem: Problem, mean_size: int, size: int = TILE_M) -> np.ndarray:
+    """int32 (blocks, 8): a ``QueryBlock`` of up to ``size`` queries (64 or 128) a row; ``mean_size`` (64 or 128) is that of
+    ``mean_blocks``."""
     rows, mean_block = [], 0
     for index, (queries, keys, q_offset), padded in _placed(problem):
-        for first in range(queries.start, queries.stop, TILE_M):
+        for first in range(queries.start, queries.stop, size):
             inside = first - queries.start
-            row = (first, min(first + TILE_M, queries.stop), inside + q_offset, keys.start, padded, keys.stop - keys.start)
+            row = (first, min(first + size, queries.stop), inside + q_offset, keys.start, padded, keys.stop - keys.start)
             rows.append(QueryBlock(*row, mean_block + inside // mean_size, index))
         mean_block += -(-(queries.stop - queries.start) // mean_size)
     return _table(rows, QueryBlock)

@@ -197,7 +197,8 @@ def check(torch, shape: Shape, recipes: Sequence[str]) -> Checked:
             if implementation is None:
                 raise RuntimeError(str(explanation))
             recipe, out = PRESETS[name], torch.full_like(q, float("nan"))
-            operands, view = prepare(*views, problem, recipe), View(out, out.stride()[:3])
+            operands = prepare(*views, problem, recipe, implementation=implementation)
+            view = View(out, out.stride()[:3])
 
             def kernel_alone(operands=operands, recipe=recipe, implementation=implementation, view=view):
                 prefill(operands, problem, recipe, implementation=implementation, out=view)

@@ -97,29 +97,12 @@ def make_quantize_block(dtype: str, format: str, scale: str, has_global: bool):
     from ptx_inline import device as dev
 
     f32, u32 = types.float32, types.uint32
-    block = BLOCK_SIZE[format]
-    words = block // 8
+    words = BLOCK_SIZE[format] // 8
     # x / s leaves the f32 range only for the largest x of a wide dtype over a tiny global scale
     may_overflow = has_global and dtype != "float16"
-    decode_scale = make_decode_scale(format)
-    e2m1x2, e4m3x2, f16x2_e2m1x2 = (
-        dev.cvt_rn_satfinite_e2m1x2_f32,
-        dev.cvt_rn_satfinite_e4m3x2_f32,
-        dev.cvt_rn_f16x2_e2m1x2,
-    )
-    fma, rcp, min_f32, max_f32, abs_f32 = dev.fma_rn_f32, dev.rcp_rn_f32, dev.min_f32, dev.max_f32, dev.abs_f32
-    bits_of, float_of, f32_of_f16 = dev.mov_b32_f32, dev.mov_f32_b32, dev.cvt_f32_f16
-
-    @cuda.jit(device=True, forceinline=True)
-    def divide(x, s, reciprocal):
-        """x / s rounded to nearest, with the reciprocal shared by the block (P. Markstein, IBM J. R&D 34, 1990). One
-        correction is enough for the four significant bits of a scale byte, two for any f32. The residual is taken as
-        q s - x, not x - q s: so -0 / s stays -0."""
-        quotient = x * reciprocal
-        quotient = fma(-fma(quotient, s, -x), reciprocal, quotient)
-        if has_global:
-            quotient = fma(-fma(quotient, s, -x), reciprocal, quotient)
-        return quotient
+    decode_ue8m0, divide, block_amax = make_decode_scale("mxfp4"), _make_divide(has_global), _make_block_amax(format)
+    choose_scale = _make_choose_scale(scale, has_global, _make_nearest_by_codes(has_global))
+    e2m1x2, rcp, min_f32, max_f32 = dev.cvt_rn_satfinite_e2m1x2_f32, dev.rcp_rn_f32, dev.min_f32, dev.max_f32
 
     @cuda.jit(device=True, forceinline=True)
     def encode(x, s, codes):
@@ -135,25 +118,9 @@ def make_quantize_block(dtype: str, format: str, scale: str, has_global: bool):
             codes[w] = word
 
     @cuda.jit(device=True, forceinline=True)
-    def block_amax(x):
-        # magnitudes of f32 order like their bit patterns, and NaN above all: an integer maximum keeps NaN
-        largest = u32(0)
-        for i in range(block):
-            largest = max(largest, bits_of(abs_f32(x[i])))
-        return largest
-
-    @cuda.jit(device=True, forceinline=True)
-    def ue4m3_scale(amax, divisor):
-        return e4m3x2(f32(0), amax / divisor)
-
-    @cuda.jit(device=True, forceinline=True)
     def quantize_nvfp4(x, global_scale, codes):
         largest = block_amax(x)
-        amax = float_of(largest)
-        byte = ue4m3_scale(amax, f32(6) * global_scale)
-        s = decode_scale(byte)
-        if has_global:
-            s = s * global_scale
+        byte, s = choose_scale(x, largest, global_scale)
         encode(x, s, codes)
         if byte == u32(0) or largest >= u32(0x7F800000):
             for w in range(words):
@@ -161,15 +128,189 @@ def make_quantize_block(dtype: str, format: str, scale: str, has_global: bool):
         return u32(0x7F) if largest >= u32(0x7F800000) else byte
 
     @cuda.jit(device=True, forceinline=True)
-    def squared_error(x, s, codes):
+    def quantize_mxfp4(x, global_scale, codes):
+        largest = block_amax(x)
+        # floor(log2 amax) + 127 - 2; below 2^-124 the byte would be negative: clamp to 0, which is 2^-127
+        exponent = largest >> u32(23)
+        byte = exponent - u32(2) if exponent > u32(2) else u32(0)
+        s = decode_ue8m0(byte)
+        encode(x, s, codes)
+        if largest == u32(0) or largest >= u32(0x7F800000):
+            for w in range(words):
+                codes[w] = u32(0)
+        return u32(0xFF) if largest >= u32(0x7F800000) else byte
+
+    return quantize_mxfp4 if format == "mxfp4" else quantize_nvfp4
+
+
+def make_round_block(scale: str):
+    """Device function ``(x: f32[16])``: each x becomes what its NVFP4 code and scale stand for; without a global scale."""
+    import numpy as np
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    f32, u32 = types.float32, types.uint32
+    bits_of, float_of, abs_f32 = dev.mov_b32_f32, dev.mov_f32_b32, dev.abs_f32
+    nearest_two = _make_nearest_by_steps()
+    block_amax, choose_scale = _make_block_amax("nvfp4"), _make_choose_scale(scale, False, nearest_two)
+    reciprocal_of, block = dev.rcp_approx_ftz_f32, BLOCK_SIZE["nvfp4"]
+
+    @cuda.jit(device=True, forceinline=True)
+    def with_sign(magnitude, x):
+        return float_of(bits_of(magnitude) | (bits_of(x) & u32(0x80000000)))
+
+    @cuda.jit(device=True, forceinline=True)
+    def round_block(x):
+        largest = block_amax(x)
+        _, s = choose_scale(x, largest, f32(1))
+        reciprocal = reciprocal_of(s)
+        if largest >= u32(0x7F800000):
+            s = f32(np.nan)
+        for i in range(0, block, 2):
+            even, odd = nearest_two(abs_f32(x[i]), abs_f32(x[i + 1]), s, reciprocal)
+            x[i], x[i + 1] = with_sign(even * s, x[i]), with_sign(odd * s, x[i + 1])
+
+    return round_block
+
+
+def _make_block_amax(format: str):
+    """Device function ``(x: f32[block]) -> u32``: bits of the largest magnitude. Magnitudes of f32 order like their bit
+    patterns, and NaN above all: an integer maximum keeps NaN."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    u32, bits_of, abs_f32, block = types.uint32, dev.mov_b32_f32, dev.abs_f32, BLOCK_SIZE[format]
+
+    @cuda.jit(device=True, forceinline=True)
+    def block_amax(x):
+        largest = u32(0)
+        for i in range(block):
+            largest = max(largest, bits_of(abs_f32(x[i])))
+        return largest
+
+    return block_amax
+
+
+def _make_divide(has_global: bool):
+    """Device function ``(x, s, reciprocal) -> f32``: x / s rounded to nearest, with the reciprocal shared by the block
+    (P. Markstein, IBM J. R&D 34, 1990). One correction is enough for the four significant bits of a scale byte, two for any
+    f32. The residual is taken as q s - x, not x - q s: so -0 / s stays -0."""
+    from numba import cuda
+
+    from ptx_inline import device as dev
+
+    fma = dev.fma_rn_f32
+
+    @cuda.jit(device=True, forceinline=True)
+    def divide(x, s, reciprocal):
+        quotient = x * reciprocal
+        quotient = fma(-fma(quotient, s, -x), reciprocal, quotient)
+        if has_global:
+            quotient = fma(-fma(quotient, s, -x), reciprocal, quotient)
+        return quotient
+
+    return divide
+
+
+def _make_nearest_by_codes(has_global: bool):
+    """Device function ``(even, odd, s, reciprocal) -> (f32, f32)``: the E2M1 magnitudes nearest to two magnitudes over s, by
+    the conversion to codes and back: cheapest where the GPU has these instructions."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    u16, u32, divide = types.uint16, types.uint32, _make_divide(has_global)
+    e2m1x2, f16x2_e2m1x2, widen = dev.cvt_rn_satfinite_e2m1x2_f32, dev.cvt_rn_f16x2_e2m1x2, dev.cvt_f32_f16
+
+    @cuda.jit(device=True, forceinline=True)
+    def nearest_two(even, odd, s, reciprocal):
+        two = f16x2_e2m1x2(e2m1x2(divide(odd, s, reciprocal), divide(even, s, reciprocal)))
+        return widen(u16(two & u32(0xFFFF))), widen(u16(two >> u32(16)))
+
+    return nearest_two
+
+
+def _make_nearest_by_steps():
+    """As ``_make_nearest_by_codes``, without conversions, which take GPUs without the instructions twenty operations.
+
+    E2M1 steps by 2^(e - 1) from 2^e on, and by 1/2 below 1: what is added and taken away again, 2^(e + 22), has just these
+    steps, and the sum rounds ties to even.
+    """
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    f32, u32 = types.float32, types.uint32
+    divide, min_f32, max_f32 = _make_divide(False), dev.min_f32, dev.max_f32
+    bits_of, float_of = dev.mov_b32_f32, dev.mov_f32_b32
+
+    @cuda.jit(device=True, forceinline=True)
+    def nearest(magnitude, s, reciprocal):
+        value = min_f32(divide(magnitude, s, reciprocal), f32(6))  # a NaN, of s = 0, becomes 6; times s it is 0
+        power = float_of(bits_of(max_f32(value, f32(1))) & u32(0x7F800000))
+        steps = power * f32(4194304.0)
+        return (value + steps) - steps
+
+    @cuda.jit(device=True, forceinline=True)
+    def nearest_two(even, odd, s, reciprocal):
+        return nearest(even, s, reciprocal), nearest(odd, s, reciprocal)
+
+    return nearest_two
+
+
+def _make_choose_scale(scale: str, has_global: bool, nearest_two):
+    """Device function ``(x: f32[16], largest, global_scale) -> (byte, s)``: the UE4M3 scale of a block by the rule ``scale``
+    and what codes are divided by, from the bits of the largest magnitude."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32 = types.float32
+    decode_ue4m3, divide = make_decode_scale("nvfp4"), _make_divide(has_global)
+    # without a global scale one unit in the last place is near enough: after its correction the quotient is off by 2^-46
+    # before it is rounded, and no f32 but t s itself is nearer to t s than 2^-24 of it, where E2M1's rounding changes at t
+    reciprocal_of = dev.rcp_rn_f32 if has_global else dev.rcp_approx_ftz_f32
+    e4m3x2, abs_f32, float_of = dev.cvt_rn_satfinite_e4m3x2_f32, dev.abs_f32, dev.mov_f32_b32
+    fma = dev.fma_rn_f32
+    block = BLOCK_SIZE["nvfp4"]
+
+    @cuda.jit(device=True, forceinline=True)
+    def divided_by(divisor, reciprocal, amax, global_scale):
+        if has_global:
+            quotient = amax / (divisor * global_scale)
+        else:
+            quotient = divide(amax, divisor, reciprocal)  # NaN for infinity, which has that scale anyway
+        byte = e4m3x2(f32(0), quotient)
+        s = decode_ue4m3(byte)
+        if has_global:
+            s = s * global_scale
+        return byte, s
+
+    @cuda.jit(device=True, forceinline=True)
+    def square(x):
+        return x * x
+
+    @cuda.jit(device=True, forceinline=True)
+    def rest(x, code, s):
+        # without a global scale the product has 6 bits: exact, so that fusing it changes nothing
+        return x - code * s if has_global else fma(-code, s, x)
+
+    @cuda.jit(device=True, forceinline=True)
+    def squared_error(x, s):
+        reciprocal = reciprocal_of(s)
         error = cuda.local.array(block, f32)
-        for w in range(words):
-            for i in range(4):
-                pair = f16x2_e2m1x2((codes[w] >> u32(8 * i)) & u32(0xFF))
-                low = x[8 * w + 2 * i] - f32_of_f16(types.uint16(pair & u32(0xFFFF))) * s
-                high = x[8 * w + 2 * i + 1] - f32_of_f16(types.uint16(pair >> u32(16))) * s
-                error[8 * w + 2 * i] = low * low
-                error[8 * w + 2 * i + 1] = high * high
+        for i in range(0, block, 2):
+            even, odd = abs_f32(x[i]), abs_f32(x[i + 1])
+            nearest_even, nearest_odd = nearest_two(even, odd, s, reciprocal)
+            error[i], error[i + 1] = square(rest(even, nearest_even, s)), square(rest(odd, nearest_odd, s))
         for i in range(8):
             error[i] += error[i + 8]
         for i in range(4):
@@ -177,44 +318,20 @@ def make_quantize_block(dtype: str, format: str, scale: str, has_global: bool):
         return (error[0] + error[2]) + (error[1] + error[3])
 
     @cuda.jit(device=True, forceinline=True)
-    def quantize_four_over_six(x, global_scale, codes):
-        byte = quantize_nvfp4(x, global_scale, codes)
-        amax = float_of(block_amax(x))
-        s = decode_scale(byte)
-        if has_global:
-            s = s * global_scale
-        best = squared_error(x, s, codes)
-        candidate = cuda.local.array(words, u32)
-        for step in range(2):
-            candidate_byte = ue4m3_scale(amax, f32(5 - step) * global_scale)
-            s = decode_scale(candidate_byte)
-            if has_global:
-                s = s * global_scale
-            encode(x, s, candidate)
-            if candidate_byte == u32(0):
-                for w in range(words):
-                    candidate[w] = u32(0)
-            error = squared_error(x, s, candidate)
-            if error < best:  # false for the NaN of a block that is not finite
-                best = error
-                byte = candidate_byte
-                for w in range(words):
-                    codes[w] = candidate[w]
-        return byte
+    def amax_rule(x, largest, global_scale):
+        return divided_by(f32(6), f32(1 / 6), float_of(largest), global_scale)
 
     @cuda.jit(device=True, forceinline=True)
-    def quantize_mxfp4(x, global_scale, codes):
-        largest = block_amax(x)
-        # floor(log2 amax) + 127 - 2; below 2^-124 the byte would be negative: clamp to 0, which is 2^-127
-        exponent = largest >> u32(23)
-        byte = exponent - u32(2) if exponent > u32(2) else u32(0)
-        s = decode_scale(byte)
-        encode(x, s, codes)
-        if largest == u32(0) or largest >= u32(0x7F800000):
-            for w in range(words):
-                codes[w] = u32(0)
-        return u32(0xFF) if largest >= u32(0x7F800000) else byte
+    @unrolled
+    def four_over_six(x, largest, global_scale):
+        amax = float_of(largest)
+        byte, s = divided_by(f32(6), f32(1 / 6), amax, global_scale)
+        best = squared_error(x, s)
+        for step in unroll(2):
+            other_byte, other_s = divided_by(f32(5 - step), f32(1 / (5 - step)), amax, global_scale)
+            error = squared_error(x, other_s)
+            if error < best:  # false for the NaN of a block that is not finite
+                best, byte, s = error, other_byte, other_s
+        return byte, s
 
-    if format == "mxfp4":
-        return quantize_mxfp4
-    return quantize_four_over_six if scale == "four_over_six" else quantize_nvfp4
+    return four_over_six if scale == "four_over_six" else amax_rule

@@ -26,13 +26,15 @@ class Operands:
     vt, sfv        uint8 (heads_kv, head_dim, padded / 2) and (heads_kv, head_dim, padded / 16): V transposed
                    With ``scale_per="row"`` the scales are float32: sfq (heads_q, seqlen_q), sfk (heads_kv, padded) in the
                    order of k's rows, sfv (heads_kv, sequences, head_dim); codes lie as ever
+    q_values       float16 (heads_q, seqlen_q, head_dim), k_values and v_values float16 (heads_kv, seqlen_k, head_dim): what
+                   codes and scales stand for, exactly, in the caller's order of rows
     q16, k16, v16  views of the 16-bit operands, for the 16-bit windows; None where there are none
     delta          float32 (heads_q, mean blocks, padded), qm.k': added to the scores of the block's queries; or None
     shift          float32 (heads_q, seqlen_q), q.km, the part of a score that K smoothing took away; or None
     sinks          float32 (num_heads_q,), a logit of each head that joins the denominator; or None
     blocks         int32 (query blocks, 8): ``tiles.query_blocks``
 
-    The six quantised ones are None where the recipe quantises nothing.
+    Codes and scales are there for ``blockscale`` and ``legacy``, values for ``dequant``; neither where the recipe quantises nothing.
     """
 
     q: Any
@@ -41,6 +43,9 @@ class Operands:
     sfk: Any
     vt: Any
     sfv: Any
+    q_values: Any
+    k_values: Any
+    v_values: Any
     q16: View | None
     k16: View | None
     v16: View | None

@@ -1,13 +1,13 @@
 """Pre-pass of forward attention: from q, k, v in 16 or 32 bits to what the forward kernel reads.
 
     km = mean of k over a sequence, k' = k - km          qm = mean of q over 64 or 128 queries, q' = q - qm
-    q', k' -> NVFP4 along head_dim, v -> NVFP4 along tokens; or all to FP4 with an f32 scale a row (``scale_per="row"``)
+    q', k' -> NVFP4 along head_dim, v -> NVFP4 along tokens: codes and scales, or for ``dequant`` what they stand for;
+    with ``scale_per="row"`` all to FP4 with an f32 scale a row, and v's scales first (:mod:`prepass_legacy`)
     delta = qm . k' in float32                            shift = q . km
 
 The specification is ``recipe_model.pre_pass``. float32 inputs are rounded to float16 first, by every kernel that reads
 them. At most six launches: ``k_sums``, ``k_mean``, ``q``, ``k`` (:mod:`prepass_rows`), ``v`` (:mod:`prepass_values`) and
-``delta`` (:mod:`prepass_delta`); two more with an f32 scale for each channel of v (:mod:`prepass_legacy`). q and v are read
-once (q's second reading finds it in a cache; with such scales v twice), k three times at most.
+``delta`` (:mod:`prepass_delta`). q and v are read once (q's second reading finds it in a cache), k three times at most.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from nbfmha.kernels import prepass_delta, prepass_legacy, prepass_rows, prepass_
 from nbfmha.kernels.operands import HEAD_DIMS, Operands
 from nbfmha.kernels.prepass_load import channels_of_v, code_cols, threads_of, threads_of_v
 from nbfmha.kernels.prepass_tables import Tables, tables_of
+from nbfmha.kernels.prefill import rows_of_cta
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N, Recipe
 from nbfmha.tiles import TILE_M, View
 from nbfmha.validation import FLOAT_DTYPES, check_choice, dtype_name, message
 
 _MAX_CTAS = 2**31 - 1
+_MADE = ("q", "sfq", "k", "sfk", "vt", "sfv", "q_values", "k_values", "v_values", "delta", "shift")
 
 
-def prepare(q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: Any = None) -> Operands:
-    """The operands of one attention call, queued where q lies on the current stream there; nothing waits.
+def prepare(
+    q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: Any = None, *, implementation: str
+) -> Operands:
+    """The operands of one attention call for ``implementation`` ("blockscale", "legacy" or "dequant"), queued where q lies on the current stream there; nothing waits.
 
     Args:
         q, k, v: arrays that ``problem`` describes, of its dtype, on one GPU or emulated machine; channels contiguous, first
@@ -40,25 +44,26 @@ def prepare(q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: 
     Raises ``ValueError`` for a head_dim, dtype, recipe, alignment or shape that kernels have not, ``TypeError`` for an
     array of another dtype, ``RuntimeError`` for lengths that are new while a graph is captured.
     """
-    return prepare_with_means(q, k, v, problem, recipe, sinks)[0]
+    return prepare_with_means(q, k, v, problem, recipe, sinks, implementation=implementation)[0]
 
 
 def prepare_with_means(
-    q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: Any = None
+    q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: Any = None, *, implementation: str
 ) -> tuple[Operands, Any, Any]:
     """As ``prepare``, and the means that were subtracted: qm, float32 (heads_q, mean blocks, head_dim), and km, float32
     (heads_kv, sequences, head_dim); None where the recipe does not smooth."""
     _check(q, k, v, problem, recipe, sinks)
-    tables = tables_of(problem, recipe.smooth_q or TILE_M, q.array)
-    made = dict.fromkeys(("q", "sfq", "k", "sfk", "vt", "sfv", "delta", "shift"))
+    tables = tables_of(problem, recipe.smooth_q or TILE_M, rows_of_cta(implementation, problem.head_dim), q.array)
+    made = dict.fromkeys(_MADE)
     sixteen = _sixteen_bits(q, k, v, problem, recipe)
     q_mean = k_mean = None
     if recipe.is_quantized:
         if recipe.smooth_k:
             k_mean = _mean_of_k(k, problem, tables)
-        q_mean = _quantize_q(made, q, sixteen[0], k_mean, problem, recipe, tables)
-        _quantize_k(made, k, sixteen[1], k_mean, problem, recipe, tables)
-        _quantize_v(made, v, sixteen[2], problem, recipe, tables)
+        to_values = implementation == "dequant"
+        q_mean = _quantize_q(made, q, sixteen[0], k_mean, problem, recipe, tables, to_values)
+        _quantize_k(made, k, sixteen[1], k_mean, problem, recipe, tables, to_values)
+        _quantize_v(made, v, sixteen[2], problem, recipe, tables, to_values)
         if recipe.smooth_q is not None:
             made["delta"] = _delta(q_mean, k, k_mean, problem, tables)
     q16, k16, v16 = sixteen
@@ -109,21 +114,28 @@ def _mean_of_k(k: View, problem: Problem, tables: Tables) -> Any:
 
 
 def _quantize_q(
-    made: dict, q: View, q16: View | None, k_mean: Any, problem: Problem, recipe: Recipe, tables: Tables
+    made: dict,
+    q: View,
+    q16: View | None,
+    k_mean: Any,
+    problem: Problem,
+    recipe: Recipe,
+    tables: Tables,
+    to_values: bool,
 ) -> Any:
-    """Fills q, sfq and shift of ``made``; returns qm, float32 (heads_q, mean blocks, head_dim), or None."""
+    """Fills q and sfq, or q_values, and shift of ``made``; returns qm, float32 (heads_q, mean blocks, head_dim), or None."""
     heads, tokens, head_dim = problem.batch * problem.num_heads_q, problem.seqlen_q, problem.head_dim
-    cols, blocks = code_cols(head_dim), tables.mean_blocks.shape[0]
+    blocks = tables.mean_blocks.shape[0]
     smooth = recipe.smooth_q is not None
-    codes = made["q"] = gpu_arrays.empty(q.array, (heads, tokens, 8 * cols), "uint8")
-    scales = made["sfq"] = _empty_scales(q, (heads, tokens), cols, recipe)
+    codes, scales = _make_rows(made, "q", q.array, heads, tokens, problem, recipe, to_values)
     q_mean = gpu_arrays.empty(q.array, (heads, blocks, head_dim), "float32") if smooth else None
     shift = None if k_mean is None else gpu_arrays.empty(q.array, (heads, tokens), "float32")
     made["shift"] = shift
     if heads * blocks:
-        kernel = prepass_rows.q_kernel(problem.dtype, head_dim, recipe.smooth_q or TILE_M, _rule(recipe, "q"), smooth)
+        rows = recipe.smooth_q or TILE_M
+        kernel = prepass_rows.q_kernel(problem.dtype, head_dim, rows, _rule(recipe, "q"), smooth, to_values)
         arguments = (
-            codes, scales, q.array, *_or_null(q_mean, shift, _written(q16, problem), k_mean), tables.mean_blocks,
+            codes, *_or_null(scales), q.array, *_or_null(q_mean, shift, _written(q16, problem), k_mean), tables.mean_blocks,
             int(k_mean is not None), int(q16 is not None), *q.strides, tokens, blocks, problem.num_heads_q,
             problem.qhead_per_kvhead, tables.sequences.shape[0],
         )  # fmt: skip
@@ -132,36 +144,47 @@ def _quantize_q(
 
 
 def _quantize_k(
-    made: dict, k: View, k16: View | None, k_mean: Any, problem: Problem, recipe: Recipe, tables: Tables
+    made: dict,
+    k: View,
+    k16: View | None,
+    k_mean: Any,
+    problem: Problem,
+    recipe: Recipe,
+    tables: Tables,
+    to_values: bool,
 ) -> None:
-    """Fills k and sfk of ``made``."""
+    """Fills k and sfk, or k_values, of ``made``."""
     heads, head_dim, tiles = problem.batch * problem.num_heads_kv, problem.head_dim, tables.key_tiles.shape[0]
-    cols = code_cols(head_dim)
-    codes = made["k"] = gpu_arrays.empty(k.array, (heads, tiles * TILE_N, 8 * cols), "uint8")
-    scales = made["sfk"] = _empty_scales(k, (heads, tiles * TILE_N), cols, recipe)
+    rows = problem.seqlen_k if to_values else tiles * TILE_N
+    codes, scales = _make_rows(made, "k", k.array, heads, rows, problem, recipe, to_values)
     if heads * tiles:
-        kernel = prepass_rows.k_kernel(problem.dtype, head_dim, _rule(recipe, "k"))
+        kernel = prepass_rows.k_kernel(problem.dtype, head_dim, _rule(recipe, "k"), to_values)
         arguments = (
-            codes, scales, k.array, *_or_null(_written(k16, problem), k_mean), tables.key_tiles, int(k_mean is not None),
+            codes, *_or_null(scales), k.array, *_or_null(_written(k16, problem), k_mean), tables.key_tiles, int(k_mean is not None),
             int(k16 is not None), *k.strides, problem.seqlen_k, tiles, problem.num_heads_kv, tables.sequences.shape[0],
         )  # fmt: skip
         gpu_arrays.launch(kernel, _grid(heads * tiles), (threads_of(head_dim),), arguments)
 
 
-def _quantize_v(made: dict, v: View, v16: View | None, problem: Problem, recipe: Recipe, tables: Tables) -> None:
-    """Fills vt and sfv of ``made``."""
+def _quantize_v(
+    made: dict, v: View, v16: View | None, problem: Problem, recipe: Recipe, tables: Tables, to_values: bool
+) -> None:
+    """Fills vt and sfv, or v_values, of ``made``."""
     heads, head_dim, tiles = problem.batch * problem.num_heads_kv, problem.head_dim, tables.key_tiles.shape[0]
-    codes = made["vt"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 2), "uint8")
-    if recipe.scale_per == "row":
-        scales = _scales_of_v(v, problem, tables)
+    if to_values:
+        made["v_values"] = gpu_arrays.empty(v.array, (heads, problem.seqlen_k, head_dim), "float16")
+        outputs, kernel = (made["v_values"],), prepass_values.values_kernel(problem.dtype, head_dim, recipe.scale_v)
     else:
-        scales = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 16), "uint8")
-    made["sfv"] = scales
+        made["vt"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 2), "uint8")
+        if recipe.scale_per == "row":
+            made["sfv"] = _scales_of_v(v, problem, tables)
+        else:
+            made["sfv"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 16), "uint8")
+        outputs, kernel = (made["vt"], made["sfv"]), prepass_values.v_kernel(problem.dtype, head_dim, _rule(recipe, "v"))
     if heads * tiles:
-        kernel = prepass_values.v_kernel(problem.dtype, head_dim, _rule(recipe, "v"))
         arguments = (
-            codes, scales, v.array, *_or_null(_written(v16, problem)), tables.key_tiles, int(v16 is not None), *v.strides,
-            problem.seqlen_k, tiles, problem.num_heads_kv, tables.sequences.shape[0],
+            *outputs, v.array, *_or_null(_written(v16, problem)), tables.key_tiles, int(v16 is not None), *v.strides,
+            problem.seqlen_k, tiles, problem.num_heads_kv, *(() if to_values else (tables.sequences.shape[0],)),
         )  # fmt: skip
         grid = _grid(heads * tiles * (head_dim // channels_of_v(head_dim)))
         gpu_arrays.launch(kernel, grid, (threads_of_v(head_dim),), arguments)
@@ -192,11 +215,21 @@ def _rule(recipe: Recipe, operand: str) -> str:
     return "row" if recipe.scale_per == "row" else getattr(recipe, f"scale_{operand}")
 
 
-def _empty_scales(view: View, rows: tuple[int, int], cols: int, recipe: Recipe) -> Any:
-    """For scales of rows of q or k: one f32 a row, or a byte for each of its ``cols`` blocks."""
+def _make_rows(
+    made: dict, name: str, like: Any, heads: int, rows: int, problem: Problem, recipe: Recipe, to_values: bool
+) -> tuple[Any, Any]:
+    """New (codes, scales), or (values, None), of q or k."""
+    head_dim = problem.head_dim
+    if to_values:
+        values = made[f"{name}_values"] = gpu_arrays.empty(like, (heads, rows, head_dim), "float16")
+        return values, None
+    cols = code_cols(head_dim)
+    made[name] = gpu_arrays.empty(like, (heads, rows, 8 * cols), "uint8")
     if recipe.scale_per == "row":
-        return gpu_arrays.empty(view.array, rows, "float32")
-    return gpu_arrays.empty(view.array, (*rows, cols), "uint8")
+        made[f"sf{name}"] = gpu_arrays.empty(like, (heads, rows), "float32")
+    else:
+        made[f"sf{name}"] = gpu_arrays.empty(like, (heads, rows, cols), "uint8")
+    return made[name], made[f"sf{name}"]
 
 
 def _delta(q_mean: Any, k: View, k_mean: Any, problem: Problem, tables: Tables) -> Any:

@@ -113,6 +113,30 @@ def make_widen_pair(dtype: str):
     return widen_bf16 if dtype == "bfloat16" else widen_f16
 
 
+def make_store_values():
+    """Device function ``(x: u32*, at, values: f32[16])``: 16 neighbours from element ``at`` (i64, a multiple of 8) on, in
+    f16."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, i64 = types.uint32, types.int64
+    pack, store_v4 = dev.cvt_rn_f16x2_f32, dev.st_global_v4_u32
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def store_values(x, at, values):
+        words = cuda.local.array(8, u32)
+        for w in unroll(8):
+            words[w] = pack(values[2 * w + 1], values[2 * w])
+        for w in unroll(0, 8, 4):
+            store_v4(x, (at >> i64(1)) + i64(w), words[w], words[w + 1], words[w + 2], words[w + 3])
+
+    return store_values
+
+
 def make_load_means():
     """Device function ``(k_mean, row, head_dim, first, has_mean, means: f32[16])``: 16 channels from ``first`` on of a row
     of k_mean (f32, any number of rows of head_dim); zeros without means."""

@@ -5,8 +5,10 @@
 ``k_mean``  CTA = (kv head, sequence, 32 channels): km, from the sums of the sequence's tiles
 ``q``       CTA = (query head, block of 64 or 128 queries): qm, q - qm quantised, q.km; reads q twice, the second time from
             a cache
-``k``       CTA = (kv head, tile of 64 keys): k - km quantised, rows in ``operands.stored_order``
+``k``       CTA = (kv head, tile of 64 keys): k - km quantised; codes with rows in ``operands.stored_order``
 ==========  ==============================================================================================================
+
+``q`` and ``k`` write codes and scales, or with ``to_values`` what these stand for, in f16 (``dequant``).
 
 ``scale`` of ``q`` and ``k`` is how the UE4M3 scale of 16 channels is chosen, or "row": one f32 scale for the row.
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import functools
 
-from nbfmha.kernels.blocks import make_quantize_block
+from nbfmha.kernels.blocks import make_quantize_block, make_round_block
 from nbfmha.kernels.prepass_legacy import make_store_rows
 from nbfmha.kernels.prepass_load import (
     ROWS_A_PASS,
@@ -26,6 +28,7 @@ from nbfmha.kernels.prepass_load import (
     make_column_sum,
     make_load_16,
     make_load_means,
+    make_store_values,
     make_widen_pair,
     staged_words_of,
     threads_of,
@@ -138,10 +141,10 @@ def _scales_pointer(scale: str) -> str:
     return "f32*" if scale == "row" else "u8*"
 
 
-def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool):
+def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_values: bool):
     """Kernel ``q(codes, scales, q, q_mean, shift, q16, k_mean, blocks, has_shift, has_16, q_b, q_h, q_t, seqlen_q,
     n_blocks, num_heads_q, qhead_per_kvhead, n_sequences)``; q_mean is written with ``smooth``, q16 of a float32 q with
-    ``has_16``."""
+    ``has_16``; with ``to_values`` ``codes`` are values."""
     from numba import cuda
     from numba.core import types
 
@@ -156,6 +159,7 @@ def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool):
     wide = dtype == "float32"
     load_16, widen_pair, load_means = make_load_16(dtype), make_widen_pair(dtype), make_load_means()
     column_sum, store = make_column_sum(head_dim), _make_store(dtype, head_dim, scale)
+    round_block, store_values = make_round_block("amax" if scale == "row" else scale), make_store_values()
     fma, bfly, store_v4 = dev.fma_rn_f32, dev.shfl_sync_bfly_f32, dev.st_global_v4_u32
 
     @unrolled
@@ -226,14 +230,19 @@ def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool):
                 even, odd = widen_pair(words[w])
                 values[2 * w] = even - means[2 * w]
                 values[2 * w + 1] = odd - means[2 * w + 1]
-            store(codes, scales, values, out_row, col, row < count)
+            if to_values:
+                if there and row < count:
+                    round_block(values)
+                    store_values(codes, out_row * i64(head_dim) + i64(16) * i64(col), values)
+            else:
+                store(codes, scales, values, out_row, col, row < count)
 
     return q_kernel
 
 
-def make_k(dtype: str, head_dim: int, scale: str):
+def make_k(dtype: str, head_dim: int, scale: str, to_values: bool):
     """Kernel ``k(codes, scales, k, k16, k_mean, key_tiles, has_mean, has_16, k_b, k_h, k_t, seqlen_k, tiles, num_heads_kv,
-    n_sequences)``; k16 of a float32 k is written with ``has_16``."""
+    n_sequences)``; k16 of a float32 k is written with ``has_16``; with ``to_values`` ``codes`` are values."""
     from numba import cuda
     from numba.core import types
 
@@ -245,6 +254,7 @@ def make_k(dtype: str, head_dim: int, scale: str):
     wide = dtype == "float32"
     load_16, widen_pair, load_means = make_load_16(dtype), make_widen_pair(dtype), make_load_means()
     store, store_v4 = _make_store(dtype, head_dim, scale), dev.st_global_v4_u32
+    round_block, store_values = make_round_block("amax" if scale == "row" else scale), make_store_values()
 
     @unrolled
     def k_kernel(
@@ -256,8 +266,9 @@ def make_k(dtype: str, head_dim: int, scale: str):
         head, tile = cta // tiles, cta % tiles
         source, count, sequence = key_tiles[4 * tile], key_tiles[4 * tile + 1], key_tiles[4 * tile + 3]
         first = i64(head // num_heads_kv) * k_b + i64(head % num_heads_kv) * k_h + i64(16) * i64(col)
-        # operands.stored_order: the token, within 32, of the stored row ``inside``
-        token_inside = (((inside & u32(7)) >> u32(1)) << u32(3)) | ((inside >> u32(3)) << u32(1)) | (inside & u32(1))
+        token_inside = inside
+        if not to_values:  # operands.stored_order: the token, within 32, of the stored row ``inside``
+            token_inside = (((inside & u32(7)) >> u32(1)) << u32(3)) | ((inside >> u32(3)) << u32(1)) | (inside & u32(1))
         means = cuda.local.array(16, f32)
         words = cuda.local.array(8, u32)
         values = cuda.local.array(16, f32)
@@ -266,7 +277,8 @@ def make_k(dtype: str, head_dim: int, scale: str):
             token = i32(token_inside) + i32(step) * i32(ROWS_A_PASS)
             for c in unroll(16):
                 values[c] = f32(0)
-            if token < count and col < u32(head_dim // 16):
+            there = token < count and col < u32(head_dim // 16)
+            if there:
                 load_16(k, first + i64(source + token) * k_t, words)
                 if wide and has_16 != i32(0):
                     at = i64(head) * i64(seqlen_k) + i64(source + token)
@@ -277,8 +289,14 @@ def make_k(dtype: str, head_dim: int, scale: str):
                     even, odd = widen_pair(words[w])
                     values[2 * w] = even - means[2 * w]
                     values[2 * w + 1] = odd - means[2 * w + 1]
-            stored = i64(cta) * i64(TILE_N) + i64(step) * i64(ROWS_A_PASS) + i64(inside)
-            store(codes, scales, values, stored, col, True)
+            if to_values:
+                if there:
+                    round_block(values)
+                    out_row = i64(head) * i64(seqlen_k) + i64(source + token)
+                    store_values(codes, out_row * i64(head_dim) + i64(16) * i64(col), values)
+            else:
+                stored = i64(cta) * i64(TILE_N) + i64(step) * i64(ROWS_A_PASS) + i64(inside)
+                store(codes, scales, values, stored, col, True)
 
     return k_kernel
 
@@ -298,9 +316,10 @@ def k_mean_kernel(head_dim: int) -> Kernel:
 
 
 @functools.cache
-def q_kernel(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool) -> Kernel:
+def q_kernel(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_values: bool) -> Kernel:
     """The ``q`` kernel for these constants."""
     constants = {"dtype": dtype, "head_dim": head_dim, "rows": rows, "scale": scale, "smooth": smooth}
+    constants["to_values"] = to_values
     signature = (
         "u32*", _scales_pointer(scale), "u32*", "f32*", "f32*", "u32*", "u32*", "i32*", "i32", "i32", *("i64",) * 3,
         *("i32",) * 5,
@@ -312,9 +331,9 @@ def q_kernel(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool) -> 
 
 
 @functools.cache
-def k_kernel(dtype: str, head_dim: int, scale: str) -> Kernel:
+def k_kernel(dtype: str, head_dim: int, scale: str, to_values: bool) -> Kernel:
     """The ``k`` kernel for these constants."""
-    constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale}
+    constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale, "to_values": to_values}
     pointers = ("u32*", _scales_pointer(scale), "u32*", "u32*", "u32*", "i32*")
     signature = (*pointers, "i32", "i32", *("i64",) * 3, *("i32",) * 4)
     threads = threads_of(head_dim)

@@ -4,6 +4,8 @@
 ``v``        CTA = (kv head, tile of 64 tokens, up to 128 channels): V transposed, each thread quantises 16 tokens of two
              channels, by a scale of their own or (``scale="row"``) the channel's. Reads are coalesced along channels;
              codes and scales go through shared memory and leave along tokens
+``values``   the same CTA and threads: what the codes of ``v`` and their scales stand for, in f16, where V's rows lie
+             (``dequant``)
 ``convert``  a thread rounds 8 elements of a float32 input to float16
 ===========  =============================================================================================================
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import functools
 
-from nbfmha.kernels.blocks import make_quantize_block
+from nbfmha.kernels.blocks import make_quantize_block, make_round_block
 from nbfmha.kernels.prepass_legacy import make_encode
 from nbfmha.kernels.prepass_load import BLOCK, channels_of_v, make_load_pair, make_widen_pair, threads_of_v
 from nbfmha.recipe import TILE_N
@@ -20,6 +22,45 @@ from ptx_inline.toolchain import Kernel
 
 CONVERT_THREADS = 256
 _BLOCKS = TILE_N // BLOCK
+
+
+def _make_load_pairs(dtype: str, head_dim: int):
+    """Device function ``(raw: u32[16], v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv) -> (left,
+    at)``: two channels of the 16 tokens of this thread, zeros after the sequence's last one; how many tokens there are, and
+    where the first pair lies in a contiguous tensor. v16 of a float32 v is written with ``has_16``."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, i32, i64 = types.uint32, types.int32, types.int64
+    load_pair = make_load_pair(dtype)
+    pairs, parts, row_pairs = channels_of_v(head_dim) // 2, head_dim // channels_of_v(head_dim), head_dim // 2
+    wide = dtype == "float32"
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def load_pairs(raw, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv):
+        thread, cta = u32(cuda.threadIdx.x), i32(cuda.blockIdx.x)
+        pair, block = thread % u32(pairs), thread // u32(pairs)
+        part, other = cta % i32(parts), cta // i32(parts)
+        head, tile = other // tiles, other % tiles
+        first = i32(u32(BLOCK) * block)
+        source, left = key_tiles[4 * tile] + first, i32(key_tiles[4 * tile + 1] - first)
+        row_pair = i64(part) * i64(pairs) + i64(pair)
+        at = i64(head // num_heads_kv) * v_b + i64(head % num_heads_kv) * v_h + i64(source) * v_t + i64(2) * row_pair
+        at_16 = (i64(head) * i64(seqlen_k) + i64(source)) * i64(row_pairs) + row_pair
+        for i in unroll(BLOCK):
+            raw[i] = u32(0)
+            if i32(i) < left:
+                raw[i] = load_pair(v, at + i64(i) * v_t)
+        if wide and has_16 != i32(0):
+            for i in unroll(BLOCK):
+                if i32(i) < left:
+                    v16[at_16 + i64(i * row_pairs)] = raw[i]
+        return left, at_16
+
+    return load_pairs
 
 
 def make_v(dtype: str, head_dim: int, scale: str):
@@ -34,11 +75,11 @@ def make_v(dtype: str, head_dim: int, scale: str):
     f32, u8, u32, i32, i64 = types.float32, types.uint8, types.uint32, types.int32, types.int64
     store_v2 = dev.st_global_v2_u32
     channels, pairs = channels_of_v(head_dim), channels_of_v(head_dim) // 2
-    parts, row_pairs = head_dim // channels, head_dim // 2
+    parts = head_dim // channels
     rows_a_pass = threads_of_v(head_dim) // _BLOCKS
     pitch = 2 * _BLOCKS + 1  # odd: the channels of a warp hit different banks
-    wide, per_row = dtype == "float32", scale == "row"
-    load_pair, widen_pair, encode = make_load_pair(dtype), make_widen_pair(dtype), make_encode()
+    per_row = scale == "row"
+    load_pairs, widen_pair, encode = _make_load_pairs(dtype, head_dim), make_widen_pair(dtype), make_encode()
     quantize_block = make_quantize_block(dtype, "nvfp4", "amax" if per_row else scale, False)
 
     # Numba types every branch, so each kind of scale is its function
@@ -62,24 +103,12 @@ def make_v(dtype: str, head_dim: int, scale: str):
         pair, block = thread % u32(pairs), thread // u32(pairs)
         part, other = cta % i32(parts), cta // i32(parts)
         head, tile = other // tiles, other % tiles
-        first = i32(u32(BLOCK) * block)
-        source, left = key_tiles[4 * tile] + first, key_tiles[4 * tile + 1] - first
-        row_pair = i64(part) * i64(pairs) + i64(pair)
-        at = i64(head // num_heads_kv) * v_b + i64(head % num_heads_kv) * v_h + i64(source) * v_t + i64(2) * row_pair
-        at_16 = (i64(head) * i64(seqlen_k) + i64(source)) * i64(row_pairs) + row_pair
         scale_row = i64(head) * i64(n_sequences) + i64(key_tiles[4 * tile + 3])
         scale_at = scale_row * i64(head_dim) + i64(part) * i64(channels)
         raw = cuda.local.array(BLOCK, u32)
         values = cuda.local.array(BLOCK, f32)
         packed = cuda.local.array(2, u32)
-        for i in unroll(BLOCK):
-            raw[i] = u32(0)
-            if i32(i) < left:
-                raw[i] = load_pair(v, at + i64(i) * v_t)
-        if wide and has_16 != i32(0):
-            for i in unroll(BLOCK):
-                if i32(i) < left:
-                    v16[at_16 + i64(i * row_pairs)] = raw[i]
+        load_pairs(raw, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv)
         channel = u32(2) * pair
         for i in unroll(BLOCK):
             values[i], _ = widen_pair(raw[i])
@@ -104,6 +133,38 @@ def make_v(dtype: str, head_dim: int, scale: str):
             store_v2(codes, out * i64(2), staged[row, u32(2) * column], staged[row, u32(2) * column + u32(1)])
 
     return v_kernel
+
+
+def make_values(dtype: str, head_dim: int, scale: str):
+    """Kernel ``values(values, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv)``: values f16
+    (heads_kv, seqlen_k, head_dim), two of them an element."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
+    pack, row_pairs = dev.cvt_rn_f16x2_f32, head_dim // 2
+    load_pairs, widen_pair, round_block = (
+        _make_load_pairs(dtype, head_dim), make_widen_pair(dtype), make_round_block(scale)
+    )  # fmt: skip
+
+    @unrolled
+    def values_kernel(values, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv):
+        raw = cuda.local.array(BLOCK, u32)
+        even = cuda.local.array(BLOCK, f32)
+        odd = cuda.local.array(BLOCK, f32)
+        left, at = load_pairs(raw, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv)
+        for i in unroll(BLOCK):
+            even[i], odd[i] = widen_pair(raw[i])
+        round_block(even)
+        round_block(odd)
+        for i in unroll(BLOCK):
+            if i32(i) < left:
+                values[at + i64(i * row_pairs)] = pack(odd[i], even[i])
+
+    return values_kernel
 
 
 def make_convert(head_dim: int):
@@ -147,6 +208,15 @@ def v_kernel(dtype: str, head_dim: int, scale: str) -> Kernel:
     # ptxas makes do with 64 registers; for float32 that spills on sm_120a, unless it is told that 80 are to be had
     launch_bounds = (threads, max(1, 768 // threads)) if dtype == "float32" else (threads,)
     return Kernel(make_v, signature, constants, launch_bounds=launch_bounds)
+
+
+@functools.cache
+def values_kernel(dtype: str, head_dim: int, scale: str) -> Kernel:
+    """The ``values`` kernel for these constants."""
+    constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale}
+    signature = ("u32*", "u32*", "u32*", "i32*", "i32", *("i64",) * 3, *("i32",) * 3)
+    threads = threads_of_v(head_dim)
+    return Kernel(make_values, signature, constants, launch_bounds=(threads, max(1, 768 // threads)))
 
 
 @functools.cache

@@ -8,16 +8,15 @@ from __future__ import annotations
 from nbfmha.recipe import TILE_N
 
 LOWEST = -1e30
-"""Stands for a row maximum of -inf where something is subtracted from it."""
+"""The row maximum before any key, in place of -inf: something is subtracted from it."""
 
 TOKENS = {
     "rows": (lambda t, e: 8 * t + e, 2),
     "stored": (lambda t, e: 32 * (t >> 2) + 2 * (t & 3) + e, 8),
-    "widened": (lambda t, e: 8 * t + 4 * e, 1),
 }
 """Which token of the tile a lane has in n tile t, column e of its two: (constant(t, e), times thread_in_group).
 
-"rows": keys in their own order. "stored": ``operands.stored_order``. "widened": as ``tile_dequant`` puts them.
+"rows": keys in their own order. "stored": ``operands.stored_order``.
 """
 
 
@@ -45,8 +44,9 @@ def places(tokens: str) -> tuple[tuple[int, ...], ...]:
 
 
 def make_mask(tokens: str):
-    """Device function ``(acc_s: f32[8, 4], key_first, key_stop, first_n, thread_in_group)``: scores of the tile from key
-    ``first_n`` on become -inf where the key is outside [key_first, key_stop) (i32[2]) of the row."""
+    """Device function ``(acc_s: f32[8, 4], position, window_left, window_right, seqlen_k, first_n, thread_in_group)``: scores
+    of the tile from key ``first_n`` on become -inf where a row does not see the key; ``position``: of side 0's row on the
+    keys."""
     import numpy as np
     from numba import cuda
     from numba.core import types
@@ -54,21 +54,31 @@ def make_mask(tokens: str):
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, i32 = types.float32, types.int32
-    keep_branch = dev.keep_branch
+    f32, u32, i32 = types.float32, types.uint32, types.int32
+    keep_branch, unknown = dev.keep_branch, dev.unknown_u32
     place, lane_tokens = places(tokens), TOKENS[tokens][1]
+
+    # a function of its own: Numba's time to compile one grows with the square of its statements
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def mask_row(acc_s, r, low, high):
+        width = u32(max(i32(high - low), i32(0)))
+        for t in unroll(TILE_N // 8):
+            for e in unroll(2):
+                if u32(i32(place[t][e]) - low) >= width:  # below low, too: it wraps around
+                    acc_s[t, r + u32(e)] = f32(-np.inf)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def mask(acc_s, key_first, key_stop, first_n, thread_in_group):
+    def mask(acc_s, position, window_left, window_right, seqlen_k, first_n, thread_in_group):
         keep_branch()
-        own = i32(first_n + i32(lane_tokens) * thread_in_group)
+        # else low and high would be counted down in every round, for the few tiles that are masked
+        own = i32(i32(unknown(u32(first_n))) + i32(lane_tokens) * thread_in_group)
         for side in unroll(2):
-            low, high = i32(key_first[side] - own), i32(key_stop[side] - own)
-            for t in unroll(TILE_N // 8):
-                for e in unroll(2):
-                    if i32(place[t][e]) < low or i32(place[t][e]) >= high:
-                        acc_s[t, 2 * side + e] = f32(-np.inf)
+            row = i32(position + i32(8 * side))
+            low = i32(row - window_left - own)
+            high = i32(min(row + window_right + i32(1), seqlen_k) - own)
+            mask_row(acc_s, u32(2 * side), low, high)
 
     return mask
 
@@ -86,11 +96,16 @@ def _make_rescale(o_tiles: int):
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
+    def rescale(acc, factor):
+        for r in unroll(4):
+            acc[r] = acc[r] * factor[r // 2]
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
     def rescale_all(acc_o, factor):
         if vote_any(u32(1) if factor[0] != f32(1) or factor[1] != f32(1) else u32(0)) != u32(0):
             for t in unroll(o_tiles):
-                for r in unroll(4):
-                    acc_o[t, r] = acc_o[t, r] * factor[r // 2]
+                rescale(acc_o[t], factor)
 
     return rescale_all
 
@@ -99,7 +114,7 @@ def make_step(o_tiles: int, bias: float):
     """Device function ``(acc_s, acc_o, row_max, row_sum, scale)``: scores to P, the rest rescaled.
 
     acc_s  f32[8, 4], scores; afterwards P = 2^(scale * score - row_max + bias)
-    acc_o  f32[o_tiles, 4], rescaled by 2^(old row_max - new); row_max, row_sum f32[2]: this lane's part of the sum
+    acc_o  f32[o_tiles, 4], rescaled by 2^(old row_max - new); row_max f32[2], first LOWEST; row_sum f32[2]: of this lane
     scale  > 0: softmax_scale * log2(e); ``bias``: log2 of what P is multiplied by
     """
     from numba import cuda
@@ -123,10 +138,9 @@ def make_step(o_tiles: int, bias: float):
                 for e in unroll(2):
                     largest = max_f32(largest, acc_s[t, 2 * side + e])
             largest = max_f32(row_max[side], quad_max(largest) * scale)
-            origin = max_f32(largest, f32(LOWEST))  # no key yet: P and what came before are 2^-inf all the same
-            factor[side] = ex2(row_max[side] - origin)
+            factor[side] = ex2(row_max[side] - largest)
             row_max[side] = largest
-            shift = f32(bias) - origin
+            shift = f32(bias) - largest
             total = f32(0)
             for t in unroll(n_tiles):
                 for e in unroll(2):
@@ -140,18 +154,20 @@ def make_step(o_tiles: int, bias: float):
 
 
 def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
-    """Device function ``(acc_s, acc_o, row_max, row_sum, scale, sfp)``: as ``make_step``, P quantised.
+    """Device functions ``begin(origin, row_max)``, once before a run of tiles, and ``step(acc_s, acc_o, row_max, origin,
+    row_sum, scale, sfp)``: as ``make_step``, P quantised.
 
     acc_s becomes P / s, to be rounded to E2M1, with the UE4M3 scale s of its 16 tokens.
 
-    sfp: u32[2, groups / 2] of scale bytes, [side, pair]: byte i is group 2 pair + i. "stored": a lane has eight tokens of a
-    group of each half of the tile, and lanes q, q ^ 1 share it. "widened": group g is n tiles 2 g, 2 g + 1 of the quad.
+    origin: f32[2, 2], [side] of bias - row_max, and that minus log2(6): they change with a row maximum, in few tiles.
+    sfp: u32[groups / 2] of scale bytes: byte groups * side + g, four a word. "stored": a lane has eight tokens of a group
+    of each half of the tile, and lanes q, q ^ 1 share it. "rows": group g is n tiles 2 g, 2 g + 1 of the quad.
 
     P's group maximum is 2^(that of the scores), so one pass of maxima serves softmax and scales (as in SageAttention3,
     arXiv 2505.11594); the division by s is a subtraction in the exponent; the row sum is that of the groups times s. The
-    scale is at least 2^-9, the smallest UE4M3: nothing divides by zero.
+    scale is at least 2^-9, the smallest UE4M3: nothing divides by zero. A group whose scale is above 448 = 2^bias / 6
+    says that a row maximum grew: a vote on that is all that most tiles pay for the online part of the softmax.
     """
-    import numpy as np
     from numba import cuda
     from numba.core import types
 
@@ -160,21 +176,50 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
 
     f32, u16, u32 = types.float32, types.uint16, types.uint32
     max_f32, fma, ex2, lg2 = dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32, dev.lg2_approx_ftz_f32
-    bfly = dev.shfl_sync_bfly_f32
-    e4m3x2, f16x2_e4m3x2, widen_f16 = dev.cvt_rn_satfinite_e4m3x2_f32, dev.cvt_rn_f16x2_e4m3x2, dev.cvt_f32_f16
-    rescale_all = _make_rescale(o_tiles)
+    bfly, vote_any, keep_branch = dev.shfl_sync_bfly_f32, dev.vote_sync_any, dev.keep_branch
+    e4m3x4, f16x2_e4m3x2, widen_f16 = dev.cvt_rn_satfinite_e4m3x4_f32, dev.cvt_rn_f16x2_e4m3x2, dev.cvt_f32_f16
     n_tiles, log2_6 = TILE_N // 8, 2.584962500721156
-    quad_wide = tokens == "widened"
+    quad_wide = tokens == "rows"
     groups = 4 if quad_wide else 2
-    tiles_a_group = n_tiles // groups
+    scales, tiles_a_group = 2 * groups, n_tiles // groups
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def step(acc_s, acc_o, row_max, row_sum, scale, sfp):
-        factor = cuda.local.array(2, f32)
-        largest_of = cuda.local.array(groups, f32)
+    def begin(origin, row_max):
         for side in unroll(2):
-            largest = f32(-np.inf)
+            origin[side, 0] = f32(bias) - row_max[side]
+            origin[side, 1] = origin[side, 0] - f32(log2_6)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def rescale_row(acc, r, factor):
+        for e in unroll(2):
+            acc[r + u32(e)] = acc[r + u32(e)] * factor
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def grow(acc_o, largest_of, row_max, origin, row_sum, scale):
+        for side in unroll(2):
+            largest = largest_of[side, 0]
+            for g in unroll(1, groups):
+                largest = max_f32(largest, largest_of[side, g])
+            if not quad_wide:
+                largest = max_f32(largest, bfly(largest, u32(2)))
+            largest = max_f32(row_max[side], largest * scale)
+            factor = ex2(row_max[side] - largest)
+            row_max[side] = largest
+            row_sum[side] = row_sum[side] * factor
+            for t in unroll(o_tiles):
+                rescale_row(acc_o[t], u32(2 * side), factor)
+        begin(origin, row_max)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def step(acc_s, acc_o, row_max, origin, row_sum, scale, sfp):
+        largest_of = cuda.local.array((2, groups), f32)
+        log_of = cuda.local.array(scales, f32)  # log2 of the groups' scales, [groups * side + g]
+        grew = False
+        for side in unroll(2):
             for g in unroll(groups):
                 m = max_f32(acc_s[tiles_a_group * g, 2 * side], acc_s[tiles_a_group * g, 2 * side + 1])
                 for t in unroll(1, tiles_a_group):
@@ -183,26 +228,26 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
                 m = max_f32(m, bfly(m, u32(1)))
                 if quad_wide:
                     m = max_f32(m, bfly(m, u32(2)))
-                largest_of[g] = m
-                largest = max_f32(largest, m)
-            if not quad_wide:
-                largest = max_f32(largest, bfly(largest, u32(2)))
-            largest = max_f32(row_max[side], largest * scale)
-            origin = max_f32(largest, f32(LOWEST))  # no key yet: P and what came before are 2^-inf all the same
-            factor[side] = ex2(row_max[side] - origin)
-            row_max[side] = largest
-            shift = f32(bias) - origin
-            total = f32(0)
+                largest_of[side, g] = m
+                log_of[groups * side + g] = fma(m, scale, origin[side, 1])
+                grew |= log_of[groups * side + g] > f32(bias - log2_6)
+        if vote_any(u32(grew)) != u32(0):
+            keep_branch()
+            grow(acc_o, largest_of, row_max, origin, row_sum, scale)
+            for side in unroll(2):
+                for g in unroll(groups):
+                    log_of[groups * side + g] = fma(largest_of[side, g], scale, origin[side, 1])
+        for i in unroll(scales):
+            log_of[i] = max_f32(log_of[i], f32(-9))
+        for w in unroll(groups // 2):
+            sfp[w] = e4m3x4(ex2(log_of[4 * w]), ex2(log_of[4 * w + 1]), ex2(log_of[4 * w + 2]), ex2(log_of[4 * w + 3]))
+        for side in unroll(2):
             for pair in unroll(groups // 2):
-                sixth = shift - f32(log2_6)
-                low_log = max_f32(fma(largest_of[2 * pair], scale, sixth), f32(-9))
-                high_log = max_f32(fma(largest_of[2 * pair + 1], scale, sixth), f32(-9))
-                two = e4m3x2(ex2(high_log), ex2(low_log))
-                sfp[side, pair] = two
-                both = f16x2_e4m3x2(two)
+                at = groups // 2 * side + pair  # of two bytes in sfp
+                both = f16x2_e4m3x2((sfp[at // 2] >> u32(16 * (at % 2))) & u32(0xFFFF))
                 for i in unroll(2):
                     s = widen_f16(u16((both >> u32(16 * i)) & u32(0xFFFF)))
-                    own = shift - lg2(s)
+                    own = origin[side, 0] - lg2(s)
                     part = f32(0)
                     for t in unroll(tiles_a_group):
                         for e in unroll(2):
@@ -210,11 +255,9 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
                             weight = ex2(fma(acc_s[n, 2 * side + e], scale, own))
                             acc_s[n, 2 * side + e] = weight
                             part = weight if t + e == 0 else part + weight
-                    total = fma(part, s, total)
-            row_sum[side] = fma(row_sum[side], factor[side], total)
-        rescale_all(acc_o, factor)
+                    row_sum[side] = fma(part, s, row_sum[side])
 
-    return step
+    return begin, step
 
 
 def make_general_scores():

@@ -116,7 +116,7 @@ def make_pv_f16(head_dim: int):
 
 
 def make_pv_nvfp4(head_dim: int, rounded_sum: bool):
-    """Device function ``(acc_o: f32[tiles, 4], acc_s: f32[8, 4], sfp: u32[2, 1], stage, lane)``: P / s, as
+    """Device function ``(acc_o: f32[tiles, 4], acc_s: f32[8, 4], sfp: u32[1], stage, lane)``: P / s, as
     ``softmax.make_step_nvfp4`` left it, rounded to E2M1, both operands of one block-scale MMA for each n tile.
     ``rounded_sum``: a last tile of ``acc_o`` takes the sums of the quantised P, by a B operand of ones."""
     from numba import cuda
@@ -145,12 +145,10 @@ def make_pv_nvfp4(head_dim: int, rounded_sum: bool):
                     acc_s[n, e], acc_s[n, e + 1], acc_s[n + 1, e], acc_s[n + 1, e + 1],
                     acc_s[n + 2, e], acc_s[n + 2, e + 1], acc_s[n + 3, e], acc_s[n + 3, e + 1],
                 )  # fmt: skip
-        # lanes q and q ^ 2 hold the scales of one row's four groups; an even lane supplies side 0, an odd one side 1
-        packed = prmt(sfp[0, 0], sfp[1, 0], u32(0x5410))
-        other = bits_of(bfly(float_of(packed), u32(2)))
-        first_two = (lane & 2) == 0
-        low, high = (packed, other) if first_two else (other, packed)
-        sfa = prmt(low, high, u32(0x7362) if (lane & 1) else u32(0x5140))
+        # lanes q and q ^ 2 hold the scales of one row's four groups; lane 0 supplies side 0, lane 1 side 1, and nobody
+        # reads those of lanes 2 and 3
+        other = bits_of(bfly(float_of(sfp[0]), u32(2)))
+        sfa = prmt(sfp[0], other, u32(0x7362) if (lane & 1) else u32(0x5140))
 
         v_at = stage + u32(at_v) + u32((lane & 7) + ((lane >> 4) << 3)) * u32(V_PITCH) + u32((lane >> 3) & 1) * u32(16)
         sfv_at = stage + u32(at_sfv) + u32((lane & 3) * 8 + (lane >> 2)) * u32(4)

@@ -1,6 +1,6 @@
 """A tile of 64 keys in NVFP4 as it comes from memory: where its codes and scales lie in a stage of shared memory.
 
-The 64 corrections of the query block (delta) come with it, to a place of their own: they are read after the codes.
+The 64 corrections of the query block (delta) come with it, to a place of their own.
 
 ==============  =====================================================================================================
 K codes         64 rows of 32 bytes a k step of 64 channels, pitch 16 bytes more: no bank conflict for ``ldmatrix``
@@ -18,7 +18,9 @@ from nbfmha.kernels.tile_16bit import THREADS
 from nbfmha.recipe import TILE_N
 
 V_PITCH = TILE_N // 2 + 16
-DELTA_BYTES = 4 * TILE_N
+DELTA_BYTES = 8 * TILE_N
+"""Of a tile's corrections: two neighbours twice, as rows g and g + 8 of an accumulator have them: 16 bytes for each n tile
+t and lane q of a quad, at 16 (4 t + q), are what its four scores start from."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,11 @@ def make_load_q_codes(head_dim: int):
 
 
 def make_load_codes(head_dim: int, has_delta: bool, per_row: bool = False):
-    """Device function ``(smem, delta_smem, k, sfk, vt, sfv, delta, kv_head, delta_row, first, padded, thread)``.
+    """Device functions that bring tiles to a stage, asynchronously. per_row: as ``Stage`` has it; sfv is not read then.
 
-    The tile that begins at padded row ``first`` comes to a stage, asynchronously. kv_head, delta_row: i64, in rows of
-    ``padded``. per_row: as ``Stage`` has it; sfv is not read then.
+    ``begin(at: i64[5], kv_head, delta_row, first, padded, thread)``: where the thread's part of the tile at padded row
+    ``first`` begins in k, sfk, vt, sfv and delta, in bytes. kv_head, delta_row: i64, in rows of ``padded``.
+    ``load(smem, delta_smem, k, sfk, vt, sfv, delta, at, padded, thread)``: that tile comes. ``advance(at)``: to the next.
     """
     from numba import cuda
     from numba.core import types
@@ -98,75 +101,94 @@ def make_load_codes(head_dim: int, has_delta: bool, per_row: bool = False):
     from ptx_inline.unroll import unroll, unrolled
 
     u32, i32, i64 = types.uint32, types.int32, types.int64
+    # scales and deltas come in words, one or more a thread: one address in shared memory serves them all
     cp_async_16, cp_async_4 = dev.cp_async_cg_16, dev.cp_async_ca_4
     stage = Stage(head_dim, per_row)
     k_steps, k_pitch, at_v, at_sfk, at_sfv = stage.k_steps, stage.k_pitch, stage.v, stage.sfk, stage.sfv
-    sfk_pitch = stage.sfk_pitch
+    sfk_pitch, sfk_words = stage.sfk_pitch, TILE_N * stage.sfk_pitch // 4
     chunks, rows_a_pass = 2 * k_steps, THREADS // (2 * k_steps)
+    delta_token = make_delta_token("stored")
+
+    @cuda.jit(device=True, forceinline=True)
+    def begin(at, kv_head, delta_row, first, padded, thread):
+        lane = u32(thread)
+        key = kv_head * i64(padded) + i64(first)
+        row = kv_head * i64(head_dim)
+        at[0] = key * i64(32 * k_steps) + i64(lane * u32(16))  # K's rows of a tile lie end to end
+        at[1] = key * i64(sfk_pitch) + i64(lane * u32(4))
+        half = i64((lane & u32(1)) * u32(16))
+        at[2] = (row + i64(lane >> u32(1))) * i64(padded >> i32(1)) + i64(first >> i32(1)) + half
+        at[3] = (row + i64(lane)) * i64(padded >> i32(4)) + i64(first >> i32(4))
+        token = delta_token(thread)
+        at[4] = (delta_row * i64(padded) + i64(first) + i64(token)) * i64(4)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def load_codes(smem, delta_smem, k, sfk, vt, sfv, delta, kv_head, delta_row, first, padded, thread):
-        key = kv_head * i64(padded) + i64(first)
+    def load(smem, delta_smem, k, sfk, vt, sfv, delta, at, padded, thread):
         lane = u32(thread)
-        # K's rows of a tile lie end to end
-        k_at = key * i64(32 * k_steps) + i64(lane * u32(16))
         to = smem + (lane // u32(chunks)) * u32(k_pitch) + (lane % u32(chunks)) * u32(16)
         for i in unroll(TILE_N // rows_a_pass):
-            cp_async_16(to + u32(i * rows_a_pass * k_pitch), k, k_at + i64(16 * THREADS * i), u32(16))
-        if lane < u32(4 * sfk_pitch):
-            scales_at = key * i64(sfk_pitch) + i64(lane * u32(16))
-            cp_async_16(smem + u32(at_sfk) + lane * u32(16), sfk, scales_at, u32(16))
-        row = kv_head * i64(head_dim) + i64(lane >> u32(1))
-        v_pitch = i64(padded >> i32(1))
-        v_at = row * v_pitch + i64(first >> i32(1)) + i64((lane & u32(1)) * u32(16))
+            cp_async_16(to + u32(i * rows_a_pass * k_pitch), k, at[0] + i64(16 * THREADS * i), u32(16))
+        for i in unroll(-(-sfk_words // THREADS)):
+            if sfk_words >= THREADS or lane < u32(sfk_words):
+                cp_async_4(smem + u32(at_sfk + 4 * THREADS * i) + lane * u32(4), sfk, at[1] + i64(4 * THREADS * i), u32(4))
         to = smem + u32(at_v) + (lane >> u32(1)) * u32(V_PITCH) + (lane & u32(1)) * u32(16)
         for i in unroll(-(-head_dim // 64)):
             if 64 * (i + 1) <= head_dim or lane < u32(2 * head_dim - THREADS * i):
-                cp_async_16(to + u32(64 * V_PITCH * i), vt, v_at + i64(64 * i) * v_pitch, u32(16))
-        scale_pitch = i64(padded >> i32(4))
-        scales_at = (kv_head * i64(head_dim) + i64(lane)) * scale_pitch + i64(first >> i32(4))
+                cp_async_16(to + u32(64 * V_PITCH * i), vt, at[2] + i64(64 * i) * i64(padded >> i32(1)), u32(16))
         for i in unroll(0 if per_row else -(-head_dim // THREADS)):
             if THREADS * (i + 1) <= head_dim or lane < u32(head_dim - THREADS * i):
                 to = smem + u32(at_sfv + 4 * THREADS * i) + lane * u32(4)
-                cp_async_4(to, sfv, scales_at + i64(THREADS * i) * scale_pitch, u32(4))
-        if has_delta and lane < u32(TILE_N // 4):
-            delta_at = (delta_row * i64(padded) + i64(first)) * i64(4) + i64(lane * u32(16))
-            cp_async_16(delta_smem + lane * u32(16), delta, delta_at, u32(16))
+                cp_async_4(to, sfv, at[3] + i64(THREADS * i) * i64(padded >> i32(4)), u32(4))
+        if has_delta:
+            cp_async_4(delta_smem + lane * u32(4), delta, at[4], u32(4))
 
-    return load_codes
+    @cuda.jit(device=True, forceinline=True)
+    def advance(at):
+        at[0] += i64(TILE_N * 32 * k_steps)
+        at[1] += i64(TILE_N * sfk_pitch)
+        at[2] += i64(TILE_N // 2)
+        at[3] += i64(TILE_N // 16)
+        at[4] += i64(4 * TILE_N)
+
+    return begin, load, advance
 
 
-def make_load_delta(tokens: str):
+def make_delta_token(tokens: str):
+    """Device function ``(thread) -> u32``: the token whose correction is word ``thread`` of a tile's ``DELTA_BYTES``."""
+    from numba import cuda
+    from numba.core import types
+
+    u32, stored = types.uint32, tokens == "stored"
+
+    @cuda.jit(device=True, forceinline=True)
+    def delta_token(thread):
+        tile, quad_lane, column = u32(thread) >> u32(4), (u32(thread) >> u32(2)) & u32(3), u32(thread) & u32(1)
+        if stored:
+            return (tile >> u32(2)) * u32(32) + quad_lane * u32(8) + (tile & u32(3)) * u32(2) + column
+        return tile * u32(8) + quad_lane * u32(2) + column
+
+    return delta_token
+
+
+def make_load_delta():
     """Device function ``(acc_s: f32[8, 4], delta_smem, thread_in_group)``: a tile's corrections, to all rows."""
     from numba import cuda
     from numba.core import types
 
-    from nbfmha.kernels.softmax import TOKENS, places
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    u32 = types.uint32
-    ffi, float_of = dev.ffi, dev.mov_f32_b32
-    load, load_v2 = dev.ld_shared_u32, dev.ld_volatile_shared_v2_u32
-    place, lane_tokens = places(tokens), TOKENS[tokens][1]
-    neighbours = tokens == "stored"
+    u32, ffi, float_of, load_v4 = types.uint32, dev.ffi, dev.mov_f32_b32, dev.ld_shared_v4_u32
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def load_delta(acc_s, delta_smem, thread_in_group):
-        at = delta_smem + u32(4 * lane_tokens) * u32(thread_in_group)
-        pair = cuda.local.array(2, u32)
+        at = delta_smem + u32(16) * u32(thread_in_group)
+        four = cuda.local.array(4, u32)
         for t in unroll(TILE_N // 8):
-            if neighbours:  # a load for each row is no dearer than copies of one load
-                for side in unroll(2):
-                    load_v2(ffi.from_buffer(pair), at + u32(4 * place[t][0]))
-                    acc_s[t, 2 * side] = float_of(pair[0])
-                    acc_s[t, 2 * side + 1] = float_of(pair[1])
-            else:
-                for e in unroll(2):
-                    value = float_of(load(at + u32(4 * place[t][e])))
-                    acc_s[t, e] = value
-                    acc_s[t, 2 + e] = value
+            load_v4(ffi.from_buffer(four), at + u32(64 * t))
+            for r in unroll(4):
+                acc_s[t, r] = float_of(four[r])
 
     return load_delta

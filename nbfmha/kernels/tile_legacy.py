@@ -66,16 +66,15 @@ def make_qk(head_dim: int, has_delta: bool):
     from numba import cuda
     from numba.core import types
 
-    from nbfmha.kernels.softmax import TOKENS, places
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
     u32 = types.uint32
-    ffi, ldmatrix_x4, load_v2, float_of = dev.ffi, dev.ldmatrix_x4, dev.ld_volatile_shared_v2_u32, dev.mov_f32_b32
+    ffi, ldmatrix_x4, float_of = dev.ffi, dev.ldmatrix_x4, dev.mov_f32_b32
+    load_v2, load_v4 = dev.ld_shared_v2_u32, dev.ld_shared_v4_u32
     fma, mma, widen = dev.fma_rn_f32, dev.mma_m16n8k32_f8f6f4_e2m1_e2m1, _make_widen()
     stage_of = Stage(head_dim, per_row=True)
     k_steps, k_pitch, at_sfk, chunks = stage_of.k_steps, stage_of.k_pitch, stage_of.sfk, head_dim // 32
-    place, lane_tokens = places("stored"), TOKENS["stored"][1]
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -99,17 +98,17 @@ def make_qk(head_dim: int, has_delta: bool):
 
         # products of codes are multiples of 1/4 below 2^24: the sums are exact
         sk_at = stage + u32(at_sfk) + u32(8) * u32(lane & 3)
-        delta_at = delta_smem + u32(4 * lane_tokens) * u32(lane & 3)
-        delta = cuda.local.array(2, u32)
+        delta_at = delta_smem + u32(16) * u32(lane & 3)
+        delta = cuda.local.array(4, u32)
         for t in unroll(TILE_N // 8):
             load_v2(ffi.from_buffer(two), sk_at + u32(32 * t))
             if has_delta:
-                load_v2(ffi.from_buffer(delta), delta_at + u32(4 * place[t][0]))
+                load_v4(ffi.from_buffer(delta), delta_at + u32(64 * t))
             for side in unroll(2):
                 for e in unroll(2):
                     x = acc_s[t, 2 * side + e] * float_of(sq[side])
                     if has_delta:
-                        acc_s[t, 2 * side + e] = fma(x, float_of(two[e]), float_of(delta[e]))
+                        acc_s[t, 2 * side + e] = fma(x, float_of(two[e]), float_of(delta[2 * side + e]))
                     else:
                         acc_s[t, 2 * side + e] = x * float_of(two[e])
 

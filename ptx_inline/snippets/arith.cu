@@ -1,5 +1,6 @@
 // Packed 16-bit arithmetic, bit patterns of floats, and integer permutes that Python has no operator for.
 
+typedef long long i64;
 typedef unsigned int u32;
 
 // PTX ISA 4.2+, sm_53.
@@ -43,6 +44,13 @@ extern "C" __device__ float min_f32(float x, float y) {
 extern "C" __device__ float rcp_rn_f32(float x) {
   float reciprocal;
   asm("rcp.rn.f32 %0, %1;" : "=f"(reciprocal) : "f"(x));
+  return reciprocal;
+}
+
+// Within one unit of the last place; subnormal results are 0.
+extern "C" __device__ float rcp_approx_ftz_f32(float x) {
+  float reciprocal;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(reciprocal) : "f"(x));
   return reciprocal;
 }
 
@@ -110,3 +118,15 @@ extern "C" __device__ u32 vote_sync_any(u32 predicate) {
 
 // No instruction. What stands beside it is not speculated: a branch around much work stays a branch.
 extern "C" __device__ void keep_branch() { asm volatile(""); }
+
+// No instruction. The same value, of which the compiler knows nothing: what is computed from it is computed here, and not
+// kept up to date from round to round of the loop around.
+extern "C" __device__ u32 unknown_u32(u32 value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
+extern "C" __device__ i64 unknown_i64(i64 value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}

@@ -19,6 +19,11 @@ def test_seldom_parts_are_left_out_and_loads_are_not():
     assert steady_loop(listing(*LOOP)).others_per_mma == 3
 
 
+def test_a_condition_may_stand_behind_the_opcode():
+    uniform = [line.replace("@P1 BRA", "BRA.U !UP1,") for line in LOOP]
+    assert steady_loop(listing(*uniform)) == steady_loop(listing(*LOOP))
+
+
 def test_the_innermost_loop_counts_and_omma_before_hmma():
     outer = (".L_x_9:", "HMMA.16816.F32 R1, R2, R3, R1", *LOOP[:-1], "@P3 BRA `(.L_x_9)", "EXIT")
     assert steady_loop(listing(*outer)).mma == 2

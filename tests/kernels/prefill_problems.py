@@ -9,7 +9,7 @@ import numpy as np
 
 from nbfmha import nvfp4, tiles
 from nbfmha.kernels.operands import Operands, stored_order
-from nbfmha.kernels.prefill import prefill
+from nbfmha.kernels.prefill import prefill, rows_of_cta
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N, Recipe
 from nbfmha.recipe_model import forward, pre_pass
@@ -59,22 +59,24 @@ def as_view(array, x: np.ndarray) -> View:
     return View(array, (heads * tokens * channels, tokens * channels, channels))
 
 
-def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, to_device) -> Operands:
+def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, device) -> Operands:
     """``Operands`` of what the model's pre-pass made, sequence after sequence."""
     batch, d = problem.batch, problem.head_dim
     heads_q, heads_kv = batch * problem.num_heads_q, batch * problem.num_heads_kv
     padded, code_dim, mean_size = tiles.padded_tokens(problem), -(-d // 64) * 64, recipe.smooth_q or 64
-    blocks, group = tiles.query_blocks(problem, mean_size), problem.qhead_per_kvhead
+    blocks = tiles.query_blocks(problem, mean_size, rows_of_cta(device.implementation, d))
+    group, to_device = problem.qhead_per_kvhead, device.to_device
     means = tiles.mean_blocks(problem, mean_size)
     q_rest = np.zeros((heads_q, problem.seqlen_q, code_dim), np.float32)
     k_rest = np.zeros((heads_kv, padded, code_dim), np.float32)
     v_padded = np.zeros((heads_kv, padded, d), np.float32)
     delta = np.zeros((heads_q, len(means), padded), np.float32)
     shift = np.zeros((heads_q, problem.seqlen_q), np.float32)
+    flat = lambda array, heads: array.reshape(heads, *array.shape[-2:])  # noqa: E731
+    flat_inputs = flat(q, heads_q), flat(k, heads_kv), flat(v, heads_kv)
     at = 0
     for index, ((queries, keys, _), x) in enumerate(zip(problem.sequences(), made, strict=True)):
         length = keys.stop - keys.start
-        flat = lambda array, heads: array.reshape(heads, *array.shape[-2:])  # noqa: E731
         q16, q_mean = flat(x.q16, heads_q), flat(x.q_mean, heads_q)
         k_smooth = flat(x.k_smooth, heads_kv)
         q_rest[:, queries, :d] = q16 - q_mean
@@ -90,6 +92,12 @@ def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, to_device) -
     codes = {}
     if recipe.scale_per == "row":
         codes = lay_out_rows(q_rest, k_rest[:, order], v_padded, problem)
+    elif recipe.is_quantized and device.implementation == "dequant":
+        q_values, k_values, v_values = (np.empty(x.shape, np.float16) for x in flat_inputs)
+        for (queries, keys, _), x in zip(problem.sequences(), made, strict=True):
+            q_values[:, queries], k_values[:, keys] = flat(x.q_nvfp4, heads_q), flat(x.k_nvfp4, heads_kv)
+            v_values[:, keys] = flat(x.v_nvfp4, heads_kv)
+        codes = {"q_values": q_values, "k_values": k_values, "v_values": v_values}
     elif recipe.is_quantized:
         q_codes = nvfp4.quantize(q_rest, scale=recipe.scale_q)
         k_codes = nvfp4.quantize(np.ascontiguousarray(k_rest[:, order]), scale=recipe.scale_k)
@@ -103,9 +111,9 @@ def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, to_device) -
             sixteen[name] = as_view(to_device(x.astype(kind)), x)
     present = {"delta": recipe.smooth_q, "shift": recipe.smooth_k, "sinks": sinks is not None}
     extra = {"delta": delta, "shift": shift, "sinks": sinks}
-    names = ("q", "sfq", "k", "sfk", "vt", "sfv")
+    names = ("q", "sfq", "k", "sfk", "vt", "sfv", "q_values", "k_values", "v_values")
     return Operands(
-        **{name: to_device(codes[name]) if codes else None for name in names},
+        **{name: to_device(codes[name]) if name in codes else None for name in names},
         **{name: sixteen.get(name) for name in ("q16", "k16", "v16")},
         **{name: to_device(extra[name].astype(np.float32)) if present[name] else None for name in extra},
         blocks=to_device(blocks),
@@ -133,7 +141,7 @@ def run(device, call: Call, inputs=None, *, sinks=None):
     problem = Problem.of(q, k, v, has_sinks=sinks is not None, **call.options)
     made = pre_pass(q, k, v, problem, call.recipe)
     expected_out, expected_lse = forward(made, problem, call.recipe, v_dim=call.head_dim, sinks=sinks)
-    operands = lay_out(q, k, v, problem, call.recipe, made, sinks, device.to_device)
+    operands = lay_out(q, k, v, problem, call.recipe, made, sinks, device)
     out = device.empty(q.shape, call.dtype)
     heads_q = problem.batch * problem.num_heads_q
     lse = device.empty((heads_q, problem.seqlen_q), "float32")

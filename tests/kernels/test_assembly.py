@@ -40,7 +40,7 @@ def test_every_kernel_assembles_without_a_spill(name, target):
         assert ("E2M1" in opcodes) == (target in ("sm_100a", "sm_120a")), "the conversion instruction, where there is one"
 
 
-@pytest.mark.parametrize(("name", "others", "span"), [("prefill", 10.0, 250), ("prefill_64", 18.6, 250)])
+@pytest.mark.parametrize(("name", "others", "span"), [("prefill", 9.1, 210), ("prefill_64", 15.7, 210)])
 def test_the_steady_loop_of_prefill_on_sm_120a(name, others, span):
     """SageAttention3, compiled: 12.3 and 20.9 other instructions an OMMA, 468 in a row without one (FACTS section 6)."""
     compiled = kernel(name, "sm_120a")
