@@ -34,7 +34,8 @@ class Operands:
     sinks          float32 (num_heads_q,), a logit of each head that joins the denominator; or None
     blocks         int32 (query blocks, 8): ``tiles.query_blocks``
 
-    Codes and scales are there for ``blockscale`` and ``legacy``, values for ``dequant``; neither where the recipe quantises nothing.
+    Codes and scales are there for ``blockscale`` and ``legacy``, values for ``dequant``; neither where the recipe quantises
+    nothing.
     """
 
     q: Any
