@@ -59,7 +59,7 @@ _NUMPY_HOST, _TORCH_HOST = Place("host", "numpy", None), Place("host", "torch", 
 class Call:
     """What the caller passed, known to fit together.
 
-    q, k, v   arrays in ``layout``, or on the host ``QuantizedTensor``s
+    q, k, v   arrays or ``QuantizedTensor``s, in ``layout``
     problem   its dtype is that of the arrays; "float32" where all three are quantised
     recipe    None where something is quantised already: nothing is left to quantise
     sinks     (num_heads_q,) or None: where q lies, in any float dtype; or a float32 NumPy array
@@ -80,6 +80,11 @@ class Call:
     def lse_shape(self) -> tuple[int, ...]:
         """(..., num_heads_q, seqlen_q)."""
         return (*self.q.shape[:-3], self.problem.num_heads_q, self.problem.seqlen_q)
+
+    @property
+    def like(self) -> Any:
+        """An array of the call's library and place: q, or its codes."""
+        return self.q.codes if isinstance(self.q, QuantizedTensor) else self.q
 
 
 def make_call(
@@ -154,9 +159,18 @@ def place_of(name: str, array: Any) -> Place:
 
 def _check_places(q: Any, k: Any, v: Any) -> Place:
     place = place_of("q", q)
-    for name, array in (("k", k), ("v", v)):
-        _check_place(name, place_of(name, array), place)
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        for part_name, part in _parts(name, array):
+            _check_place(part_name, place_of(part_name, part), place)
     return place
+
+
+def _parts(name: str, array: Any) -> list[tuple[str, Any]]:
+    """The arrays that an operand is made of, by name."""
+    if not isinstance(array, QuantizedTensor):
+        return [(name, array)]
+    parts = [(f"{name}.codes", array.codes), (f"{name}.scales", array.scales)]
+    return parts if array.global_scale is None else [*parts, (f"{name}.global_scale", array.global_scale)]
 
 
 def _check_place(name: str, got: Place, place: Place) -> None:
@@ -268,8 +282,7 @@ def _check_out(out: Any, q: Any, k: Any, v: Any, dtype: str, place: Place) -> No
     if repeats_itself(out):
         raise ValueError(message("out", "without an element that stands at two indices", "an expanded array"))
     for name, array in (("q", q), ("k", k), ("v", v)):
-        parts = (array.codes, array.scales) if isinstance(array, QuantizedTensor) else (array,)
-        if any(overlap(out, part) for part in parts):
+        if any(overlap(out, part) for _, part in _parts(name, array)):
             raise ValueError(message("out", "in memory of its own", f"memory that it shares with {name}"))
 
 

@@ -25,9 +25,10 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from nbfmha import runners
+from nbfmha import quantized_operands, runners
 from nbfmha.call import DEFAULT_RECIPE, Call, make_call
 from nbfmha.problem import Problem
+from nbfmha.quantized_operands import Stored
 from nbfmha.quantized_tensor import QuantizedTensor
 from nbfmha.recipe import PRESETS, Recipe, resolve_recipe
 from nbfmha.validation import check_choice, message
@@ -103,7 +104,8 @@ def explain(q: Any, k: Any = None, v: Any = None, *, target: str | Target | None
 
 def choices(call: Call) -> tuple[Choice, ...]:
     """Every implementation of a call, in order."""
-    return decide(call.problem, call.recipe, call.place.kind, call.place.target, gate())
+    stored = quantized_operands.stored(call)
+    return decide(call.problem, call.recipe, call.place.kind, call.place.target, gate(), stored)
 
 
 def run(call: Call, impl: str, *, with_lse: bool = False) -> tuple[Any, Any]:
@@ -116,7 +118,8 @@ def run(call: Call, impl: str, *, with_lse: bool = False) -> tuple[Any, Any]:
     chosen = None if name is None else found[IMPLEMENTATIONS.index(name)]
     if chosen is None or not chosen.runs:
         raise Unavailable(_refusal(impl, found))
-    kernels = _kernels_on(call.place.target or _EMULATED, call.recipe, gate())
+    stored = quantized_operands.stored(call)
+    kernels = _kernels_on(call.place.target or _EMULATED, gate(), call.problem, call.recipe, stored)
     return runners.run(call, name, kernels, with_lse=with_lse)
 
 
@@ -166,32 +169,45 @@ def _run_or_decline(name: str, q: Any, k: Any, v: Any, out: Any, options: dict[s
     return True
 
 
-def _kernels_on(target: Target, recipe: Recipe | None, blockscale: bool) -> str:
+def _kernels_on(
+    target: Target, blockscale: bool, problem: Problem, recipe: Recipe | None, stored: Stored | None
+) -> str:
+    """What "emulated" runs: those kernels which "auto" would take on such a GPU."""
     if recipe is not None and recipe.scale_per == "row":
         return "legacy"
-    return "blockscale" if blockscale and target.has_block_scale_mma else "dequant"
+    if not blockscale or not target.has_block_scale_mma:
+        return "dequant"
+    if stored is not None and quantized_operands.why_not(problem, stored, "blockscale"):
+        return "dequant"
+    return "blockscale"
 
 
 @functools.lru_cache(maxsize=256)
 def decide(
-    problem: Problem, recipe: Recipe | None, kind: str, target: Target | None, blockscale: bool
+    problem: Problem,
+    recipe: Recipe | None,
+    kind: str,
+    target: Target | None,
+    blockscale: bool,
+    stored: Stored | None = None,
 ) -> tuple[Choice, ...]:
     """Every implementation of a problem, in order.
 
-    recipe: None for ``QuantizedTensor``s. kind: where the arrays lie, as ``Place`` has it. target: of the GPU or emulated
-    machine, None for the host. blockscale: the gate.
+    kind: where the arrays lie, as ``Place`` has it. target: of the GPU or emulated machine, None for the host. blockscale:
+    the gate. stored: how the operands are stored where one is a ``QuantizedTensor``, with None for the recipe.
     """
     off = None if blockscale else f"switched off by {GATE}=0"
     found = {
-        "blockscale": off or _why_not_kernels(problem, recipe, kind, "blockscale", target),
-        "legacy": _why_not_kernels(problem, recipe, kind, "legacy", target),
-        "dequant": _why_not_kernels(problem, recipe, kind, "dequant", target),
+        "blockscale": off or _why_not_kernels(problem, recipe, kind, "blockscale", target, stored),
+        "legacy": _why_not_kernels(problem, recipe, kind, "legacy", target, stored),
+        "dequant": _why_not_kernels(problem, recipe, kind, "dequant", target, stored),
         "emulated": "the arrays are in GPU memory; copy them to the host, or into a nbfmha.emulated.Machine",
         "reference": None if kind == "host" else f"the arrays are {_WHERE[kind]}",
     }
-    inner, arch = _kernels_on(target or _EMULATED, recipe, blockscale), target or _EMULATED
+    arch = target or _EMULATED
+    inner = _kernels_on(arch, blockscale, problem, recipe, stored)
     if kind != "gpu":
-        found["emulated"] = _why_not_kernels(problem, recipe, "emulated", inner, arch)
+        found["emulated"] = _why_not_kernels(problem, recipe, "emulated", inner, arch, stored)
     on_cpu = ", its PTX run on this CPU" if kind == "emulated" else ""
     how = {
         "blockscale": f"block-scale MMA on {target}{on_cpu}",
@@ -211,15 +227,17 @@ _WHERE = {
 
 
 def _why_not_kernels(
-    problem: Problem, recipe: Recipe | None, kind: str, implementation: str, target: Target | None
+    problem: Problem, recipe: Recipe | None, kind: str, implementation: str, target: Target | None, stored: Stored | None
 ) -> str | None:
     if kind == "host":
         return "the arrays are in host memory; move them to a GPU, or ask for 'emulated'"
-    if recipe is None:
-        return "kernels take no QuantizedTensors yet; nbfmha.dequantize makes arrays of them"
     from nbfmha.kernels.prefill import why_not
 
-    return why_not(problem, recipe, implementation, target)
+    if recipe is not None:
+        return why_not(problem, recipe, implementation, target)
+    own = quantized_operands.RECIPES.get(implementation)
+    general = None if own is None else why_not(problem, own, implementation, target)
+    return general or quantized_operands.why_not(problem, stored, implementation)
 
 
 def _auto(found: tuple[Choice, ...]) -> str | None:

@@ -23,7 +23,7 @@ def attention(
     cu_seqlens_q: Any = None,
     cu_seqlens_k: Any = None,
     sinks: Any = None,
-    recipe: str | Recipe = DEFAULT_RECIPE,
+    recipe: str | Recipe | None = DEFAULT_RECIPE,
     impl: str = "auto",
     layout: str = "bhsd",
     return_lse: bool = False,
@@ -41,8 +41,11 @@ def attention(
             on the CPU or a GPU, CuPy and Numba in GPU memory, :mod:`nbfmha.emulated`. In GPU memory any strides that
             keep channels together and leading axes evenly spaced are read in place, with a 16-byte aligned address and
             strides in multiples of 16 bytes. Values are rounded to 16 bits first: float32 to float16, so that they
-            must not exceed 65504. ``QuantizedTensor``s in host memory, in place of any of the three, are taken for what
-            they stand for; where all three are such, the output is float32.
+            must not exceed 65504. ``QuantizedTensor``s in place of any of the three, where the arrays would lie, are
+            taken for what they stand for: nothing is smoothed or quantised but P (to 16 bits). Where all three are such,
+            the output is float32. Kernels (:mod:`nbfmha.quantized_operands`) take them contiguous and without global
+            scale, MXFP4 beside bfloat16 arrays alone; the block-scale MMA reads the codes of three NVFP4 tensors with
+            V's scales along tokens.
         causal: query i sees the keys up to ``i + q_offset``.
         softmax_scale: what scores are multiplied by; 1/sqrt(head_dim) when None.
         window: (left, right), how many keys before and after its position a query sees; None on a side: all.
@@ -53,7 +56,8 @@ def attention(
             for the GPU, so pass a list where you have it.
         sinks: (num_heads_q,), a logit of each query head that joins the softmax's denominator; any float dtype, of q's
             library and place or NumPy. Values in GPU memory are not checked; elsewhere they must be finite or -inf.
-        recipe: "accurate", "fast", "sage3", "naive", "legacy" or a :class:`nbfmha.recipe.Recipe`.
+        recipe: "accurate", "fast", "sage3", "naive", "legacy" or a :class:`nbfmha.recipe.Recipe`; with
+            ``QuantizedTensor``s left at its default, or None: there is nothing left to quantise.
         impl: "auto", or by name "blockscale", "legacy", "dequant", "emulated", "reference", which never falls back;
             :mod:`nbfmha.dispatch` says what each is, and :func:`nbfmha.explain` who runs a call and why not the others.
         layout: "bhsd" or "bshd", the order of heads and tokens in q, k, v and the output.

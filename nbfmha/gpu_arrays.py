@@ -3,6 +3,7 @@ only, and for arrays of an emulated machine (:mod:`nbfmha.emulated`)."""
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Hashable
 from typing import Any
@@ -50,6 +51,14 @@ def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
         return sys.modules["numba.cuda"].device_array(shape, dtype)
     got = f"{dtype} in an array of {library}"
     raise TypeError(message("array", f"of {_LIBRARIES} (bfloat16: torch)", got, "convert it with torch.from_dlpack"))
+
+
+def empty_for_parts(like: Any, shape: tuple[int, ...]) -> Any:
+    """``empty`` in float32 for a kernel that writes what is read later, not all. On an emulated machine the rest is NaN."""
+    array = empty(like, shape, "float32")
+    if isinstance(array, EmulatedArray):
+        array.fill(math.nan)
+    return array
 
 
 def from_host(like: Any, values: np.ndarray) -> Any:

@@ -66,7 +66,7 @@ def dequantize(qt: QuantizedTensor, dtype: str) -> Any:
     """As :func:`nbfmha.dequantize`, for arrays in GPU memory."""
     from nbfmha.kernels import dequantize as kernels
 
-    _check_arrays(qt)
+    check_arrays(qt)
     y = gpu_arrays.empty(qt.codes, qt.shape, dtype)
     if not math.prod(qt.shape):
         return y
@@ -93,7 +93,7 @@ def relayout(qt: QuantizedTensor, scale_layout: str) -> QuantizedTensor:
     """As :func:`nbfmha.relayout`, for arrays in GPU memory."""
     from nbfmha.kernels import relayout as kernels
 
-    _check_arrays(qt)
+    check_arrays(qt)
     _, scales_shape = storage_shapes(qt.shape, format=qt.format, axis=qt.axis, scale_layout=scale_layout)
     moved = replace(qt, scales=gpu_arrays.empty(qt.codes, scales_shape, "uint8"), scale_layout=scale_layout)
     count = math.prod(scales_shape)
@@ -157,8 +157,9 @@ def _global_scale(x: Any, dtype: str, global_scale: Any) -> Any:
     return scalar
 
 
-def _check_arrays(qt: QuantizedTensor) -> None:
-    gpu_arrays.check_contiguous("qt.codes", qt.codes)
-    gpu_arrays.check_contiguous("qt.scales", qt.scales)
+def check_arrays(qt: QuantizedTensor, name: str = "qt") -> None:
+    """Raise ``ValueError`` where kernels cannot read the arrays of ``qt``, called ``name``, as they lie."""
+    gpu_arrays.check_contiguous(f"{name}.codes", qt.codes)
+    gpu_arrays.check_contiguous(f"{name}.scales", qt.scales)
     if not gpu_arrays.is_aligned(qt.codes, 8):
-        raise ValueError(message("qt.codes", "at an address that is a multiple of 8", "another", "copy it"))
+        raise ValueError(message(f"{name}.codes", "at an address that is a multiple of 8", "another", "copy it"))

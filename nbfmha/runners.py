@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from nbfmha import gpu_arrays, nvfp4, reference
+from nbfmha import gpu_arrays, nvfp4, quantized_operands, reference
 from nbfmha.call import Call, Place
 from nbfmha.emulated import EmulatedArray, Machine
 from nbfmha.quantized_tensor import QuantizedTensor
 from nbfmha.recipe_model import recipe_attention
+from nbfmha.tiles import View
 from nbfmha.validation import dtype_name
 from nbfmha.views import view_of
 from ptx_inline.toolchain.arrays import is_torch
@@ -47,17 +48,28 @@ def _run_kernels(call: Call, implementation: str, with_lse: bool) -> tuple[Any, 
     from nbfmha.kernels.prefill import prefill
     from nbfmha.kernels.prepass import prepare
 
-    problem, q = call.problem, call.q
+    problem, shape, recipe = call.problem, tuple(call.q.shape), call.recipe
     # all that may be refused is, before anything is launched
-    arrays = (("q", q), ("k", call.k), ("v", call.v))
-    views = [view_of(name, array, call.layout, problem.dtype, 16) for name, array in arrays]
-    out = gpu_arrays.empty(q, tuple(q.shape), problem.dtype) if call.out is None else call.out
+    given = [_readable(name, getattr(call, name), call) for name in ("q", "k", "v")]
+    out = gpu_arrays.empty(call.like, shape, problem.dtype) if call.out is None else call.out
     out_view = view_of("out", out, call.layout, problem.dtype, 4)
-    lse = gpu_arrays.empty(q, call.lse_shape, "float32") if with_lse else None
-    if 0 not in q.shape:
-        operands = prepare(*views, problem, call.recipe, _float32_sinks(call), implementation=implementation)
-        prefill(operands, problem, call.recipe, implementation=implementation, out=out_view, lse=lse)
+    lse = gpu_arrays.empty(call.like, call.lse_shape, "float32") if with_lse else None
+    if 0 not in shape:
+        sinks = _float32_sinks(call)
+        if recipe is not None:
+            operands = prepare(*given, problem, recipe, sinks, implementation=implementation)
+        else:
+            recipe = quantized_operands.RECIPES[implementation]
+            operands = quantized_operands.prepare(given, call, implementation, sinks)
+        prefill(operands, problem, recipe, implementation=implementation, out=out_view, lse=lse)
     return out, lse
+
+
+def _readable(name: str, x: Any, call: Call) -> View | QuantizedTensor:
+    """An operand as kernels read it; ``ValueError`` where they cannot, as it lies."""
+    if isinstance(x, QuantizedTensor):
+        return quantized_operands.check_memory(name, x)
+    return view_of(name, x, call.layout, call.problem.dtype, 16)
 
 
 def _float32_sinks(call: Call) -> Any:
@@ -73,7 +85,7 @@ def _float32_sinks(call: Call) -> Any:
             return cupy.ascontiguousarray(sinks, dtype="float32")
     if hasattr(sinks, "copy_to_host"):  # Numba's, and an emulated machine's, convert nothing where they are
         sinks = _values(sinks) if isinstance(sinks, EmulatedArray) else sinks.copy_to_host()
-    return gpu_arrays.from_host(call.q, sinks.astype(np.float32))
+    return gpu_arrays.from_host(call.like, sinks.astype(np.float32))
 
 
 def _reference(call: Call) -> tuple[np.ndarray, np.ndarray]:
@@ -147,10 +159,12 @@ def _numpy_dtype(call: Call) -> np.dtype:
     return next(x for x in (call.q, call.k, call.v) if not isinstance(x, QuantizedTensor)).dtype.newbyteorder("=")
 
 
-def _to_machine(machine: Machine, x: Any) -> EmulatedArray | None:
-    """A copy of a host array in a machine's memory."""
+def _to_machine(machine: Machine, x: Any) -> EmulatedArray | QuantizedTensor | None:
+    """A copy of a host array, or of those of a ``QuantizedTensor``, in a machine's memory."""
     if x is None:
         return None
+    if isinstance(x, QuantizedTensor):
+        return x.with_arrays(lambda array: _to_machine(machine, array))
     dtype = dtype_name(x)
     if is_torch(x):
         torch = sys.modules["torch"]

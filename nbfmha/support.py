@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from nbfmha.dispatch import IMPLEMENTATIONS, decide
 from nbfmha.problem import DTYPES, Problem
+from nbfmha.quantized_operands import Storage, Stored
 from nbfmha.recipe import PRESETS, Recipe
 from ptx_inline.toolchain import TARGETS, Target
 
@@ -19,11 +20,12 @@ _NONE, _ALL = "none", "all"
 
 class Variant(NamedTuple):
     """One thing that an implementation may support: its name in the table, and the calls that show it. recipe: "its own" is
-    "legacy" for ``legacy``, "accurate" for the others; None stands for ``QuantizedTensor``s."""
+    "legacy" for ``legacy``, "accurate" for the others; None is for ``QuantizedTensor``s, which ``stored`` describes."""
 
     name: str
     problems: tuple[Problem, ...]
     recipe: Recipe | str | None = "its own"
+    stored: Stored | None = None
 
 
 def support_rows() -> list[tuple[str, ...]]:
@@ -65,9 +67,9 @@ def _sections() -> Iterable[tuple[str, list[Variant], bool]]:
             ("everything in 16 bits", Recipe(qk="f16", v_format="f16")),
             ("Q·K^T or V alone in 16 bits", Recipe(v_format="f16")),
             ("V's scales along head_dim", Recipe()),
-            ("`QuantizedTensor` inputs", None),
         )
     )
+    yield from _quantized()
     edges = (0, 100, 100, 256)
     options = {
         "causal": _problem(causal=True),
@@ -84,12 +86,30 @@ def _sections() -> Iterable[tuple[str, list[Variant], bool]]:
     yield "any seqlen_q and seqlen_k, 0 and 1 too", [Variant("yes", lengths)], True
 
 
+def _quantized() -> Iterable[tuple[str, list[Variant], bool]]:
+    """Rows of calls with ``QuantizedTensor``s."""
+    rows, tokens = Storage("nvfp4", "head_dim", False), Storage("nvfp4", "tokens", False)
+    mxfp4, scaled = Storage("mxfp4", "head_dim", False), Storage("nvfp4", "head_dim", True)
+    f16, bf16, f32 = (_problem(dtype=dtype) for dtype in ("float16", "bfloat16", "float32"))
+    title = "`QuantizedTensor`s: "
+    yield f"{title}q, k and v, V's scales along tokens", [Variant("yes", (f32,), None, (rows, rows, tokens))], True
+    some = {"q": (rows, None, None), "k and v": (None, rows, tokens), "v along head_dim": (None, None, rows)}
+    others = [Variant(name, (f16, bf16, f32), None, stored) for name, stored in some.items()]
+    others.append(Variant("all three, v along head_dim", (f32,), None, (rows, rows, rows)))
+    yield f"{title}some of them, or V's scales along head_dim", others, False
+    in_mxfp4 = [Variant("beside bfloat16", (bf16,), None, (None, mxfp4, mxfp4))]
+    in_mxfp4.append(Variant("others", (f16, f32), None, (None, mxfp4, mxfp4)))
+    yield f"{title}mxfp4", in_mxfp4, False
+    yield f"{title}a global scale", [Variant("yes", (f32,), None, (scaled, scaled, scaled))], True
+
+
 def _cell(name: str, variants: list[Variant], enumerate_all: bool) -> str:
     """What ``name`` runs of the variants; in brackets the targets on which it does not run one."""
     places = _where(name)
     words, whole = [], True
     for variant in variants:
-        missing = [place for place in places if not all(_runs(name, p, variant.recipe, place) for p in variant.problems)]
+        recipe, stored = variant.recipe, variant.stored
+        missing = [place for place in places if not all(_runs(name, p, recipe, place, stored) for p in variant.problems)]
         whole &= not missing
         if not missing and places:
             words.append(variant.name)
@@ -112,10 +132,12 @@ def _places(name: str) -> str:
     return "any CPU" if None in places else ", ".join(map(str, places))
 
 
-def _runs(name: str, problem: Problem, recipe: Recipe | str | None, target: Target | None) -> bool:
+def _runs(
+    name: str, problem: Problem, recipe: Recipe | str | None, target: Target | None, stored: Stored | None = None
+) -> bool:
     if recipe == "its own":
         recipe = PRESETS["legacy" if name == "legacy" else "accurate"]
-    found = decide(problem, recipe, "host" if target is None else "gpu", target, True)
+    found = decide(problem, recipe, "host" if target is None else "gpu", target, True, stored)
     return found[IMPLEMENTATIONS.index(name)].runs
 
 

@@ -217,8 +217,8 @@ def _make_divide(has_global: bool):
 
 
 def _make_nearest_by_codes(has_global: bool):
-    """Device function ``(even, odd, s, reciprocal) -> (f32, f32)``: the E2M1 magnitudes nearest to two magnitudes over s, by
-    the conversion to codes and back: cheapest where the GPU has these instructions."""
+    """Device function ``(even, odd, s, reciprocal) -> (f32, f32)``: the E2M1 magnitudes nearest to two magnitudes over s,
+    by the conversion to codes and back: cheapest where the GPU has these instructions."""
     from numba import cuda
     from numba.core import types
 
@@ -265,8 +265,8 @@ def _make_nearest_by_steps():
 
 
 def _make_choose_scale(scale: str, has_global: bool, nearest_two):
-    """Device function ``(x: f32[16], largest, global_scale) -> (byte, s)``: the UE4M3 scale of a block by the rule ``scale``
-    and what codes are divided by, from the bits of the largest magnitude."""
+    """Device function ``(x: f32[16], largest, global_scale) -> (byte, s)``: the UE4M3 scale of a block by the rule
+    ``scale`` and what codes are divided by, from the bits of the largest magnitude."""
     from numba import cuda
     from numba.core import types
 
@@ -284,10 +284,8 @@ def _make_choose_scale(scale: str, has_global: bool, nearest_two):
 
     @cuda.jit(device=True, forceinline=True)
     def divided_by(divisor, reciprocal, amax, global_scale):
-        if has_global:
-            quotient = amax / (divisor * global_scale)
-        else:
-            quotient = divide(amax, divisor, reciprocal)  # NaN for infinity, which has that scale anyway
+        # without a global scale an infinity gives NaN, which is its block's scale anyway
+        quotient = amax / (divisor * global_scale) if has_global else divide(amax, divisor, reciprocal)
         byte = e4m3x2(f32(0), quotient)
         s = decode_ue4m3(byte)
         if has_global:

@@ -29,7 +29,9 @@ class Operands:
     q_values       float16 (heads_q, seqlen_q, head_dim), k_values and v_values float16 (heads_kv, seqlen_k, head_dim): what
                    codes and scales stand for, exactly, in the caller's order of rows
     q16, k16, v16  views of the 16-bit operands, for the 16-bit windows; None where there are none
-    delta          float32 (heads_q, mean blocks, padded), qm.k': added to the scores of the block's queries; or None
+    delta          float32 (heads_q, delta tokens), qm.k': added to the scores of a mean block's queries; or None. A mean
+                   block has a place for each padded token of its own sequence, ``delta_tile`` of :mod:`nbfmha.tiles` says
+                   where. Tiles of 64 keys that are not visited for its queries are not written and may hold anything
     shift          float32 (heads_q, seqlen_q), q.km, the part of a score that K smoothing took away; or None
     sinks          float32 (num_heads_q,), a logit of each head that joins the denominator; or None
     blocks         int32 (query blocks, 8): ``tiles.query_blocks``

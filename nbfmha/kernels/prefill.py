@@ -192,9 +192,9 @@ def make_prefill(
 
     @unrolled
     def prefill(
-        out, lse, q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta, shift, sinks, blocks, has_lse, has_shift,
-        has_sinks, out_b, out_h, out_t, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, seqlen_q, padded, n_blocks, n_means,
-        delta_pitch, mean_step, num_heads_q, qhead_per_kvhead, window_left, window_right, sink_tiles, diagonal_tiles, phases,
+        out, lse, q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta, shift, sinks, blocks, has_lse, has_shift, has_sinks,
+        out_b, out_h, out_t, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, seqlen_q, padded, n_blocks, delta_tiles,
+        mean_step, num_heads_q, qhead_per_kvhead, window_left, window_right, sink_tiles, diagonal_tiles, phases,
         n_sequences, softmax_scale, cap,
     ):  # fmt: skip
         smem = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
@@ -211,11 +211,13 @@ def make_prefill(
         head_kv = i32(u32(head_q) // u32(qhead_per_kvhead))
         first_row, stop_row = blocks[8 * block], blocks[8 * block + 1]
         position, k_source, k_padded = blocks[8 * block + 2], blocks[8 * block + 3], blocks[8 * block + 4]
-        seqlen_k, mean_block = blocks[8 * block + 5], blocks[8 * block + 6]
+        seqlen_k, delta_tile = blocks[8 * block + 5], blocks[8 * block + 6]
         rows = i32(stop_row - first_row)
         row_low = i32(warp * i32(16 * m_tiles) + group_id)
         q_row = i64(head) * i64(seqlen_q) + i64(first_row)
-        delta_row = i64(head) * i64(n_means) + i64(mean_block)
+        # of the next mean block of 64 queries; blocks of 128 are those of a CTA
+        delta_step = i64(mean_step) * i64(i32(seqlen_k + i32(TILE_N - 1)) & i32(-TILE_N))
+        delta_first = (i64(head) * i64(delta_tiles) + i64(delta_tile)) * i64(TILE_N)
         sfv_row = i64(kv_head) * i64(n_sequences) + i64(blocks[8 * block + 7])
 
         last = i32(position + rows - i32(1))
@@ -284,7 +286,7 @@ def make_prefill(
                 run_widened(
                     acc_o, row_max, row_sum, smem, pool, deltas, q, q_row * i64(2 * head_dim), i64(2 * head_dim), rows, k,
                     k_first, i64(2 * head_dim), vt, k_first, i64(2 * head_dim), delta,
-                    delta_row * i64(delta_pitch) + i64(k_padded), i64(delta_pitch) * i64(mean_step), shift, q_row, has_shift,
+                    delta_first + i64(k_padded), delta_step, shift, q_row, has_shift,
                     run_from, run_to, own_from, own_to, seqlen_k, position + row_low, window_left, window_right, scale,
                     softmax_scale, cap, thread,
                 )  # fmt: skip
@@ -292,7 +294,7 @@ def make_prefill(
             if quantized and by_codes and run_from < run_to:
                 cuda.syncthreads()
                 first = i32(k_padded + run_from * i32(TILE_N))
-                begin_codes(codes_at, i64(kv_head), delta_row, first, padded, thread)
+                begin_codes(codes_at, i64(kv_head), delta_first, first, padded, thread)
                 load_codes(pool, deltas, k, sfk, vt, sfv, delta, codes_at, padded, thread)
                 commit()
                 if legacy and windows:
@@ -367,7 +369,7 @@ def _signature(dtype: str) -> tuple[str, ...]:
     out, q16, k16, v16 in elements; seqlen_q ... n_sequences; softmax_scale, cap."""
     out = "f32*" if dtype == "float32" else "u32*"
     arrays = (out, "f32*", *("u8*",) * 10, *("f32*",) * 2, "i32*")
-    return (*arrays, *("i32",) * 3, *("i64",) * 12, *("i32",) * 14, "f32", "f32")
+    return (*arrays, *("i32",) * 3, *("i64",) * 12, *("i32",) * 13, "f32", "f32")
 
 
 @functools.cache
@@ -492,7 +494,7 @@ def prefill(
         problem.seqlen_q,
         0 if codes[2] is None else codes[2].shape[1],
         n_blocks,
-        *((0, 0) if operands.delta is None else operands.delta.shape[1:]),
+        0 if operands.delta is None else operands.delta.shape[1] // TILE_N,
         int(recipe.smooth_q == TILE_M),
         problem.num_heads_q,
         problem.qhead_per_kvhead,

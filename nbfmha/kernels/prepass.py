@@ -17,9 +17,9 @@ from typing import Any
 from nbfmha import gpu_arrays
 from nbfmha.kernels import prepass_delta, prepass_legacy, prepass_rows, prepass_values
 from nbfmha.kernels.operands import HEAD_DIMS, Operands
+from nbfmha.kernels.prefill import rows_of_cta
 from nbfmha.kernels.prepass_load import channels_of_v, code_cols, threads_of, threads_of_v
 from nbfmha.kernels.prepass_tables import Tables, tables_of
-from nbfmha.kernels.prefill import rows_of_cta
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N, Recipe
 from nbfmha.tiles import TILE_M, View
@@ -32,7 +32,8 @@ _MADE = ("q", "sfq", "k", "sfk", "vt", "sfv", "q_values", "k_values", "v_values"
 def prepare(
     q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: Any = None, *, implementation: str
 ) -> Operands:
-    """The operands of one attention call for ``implementation`` ("blockscale", "legacy" or "dequant"), queued where q lies on the current stream there; nothing waits.
+    """The operands of one attention call for ``implementation`` ("blockscale", "legacy" or "dequant"), queued where q lies
+    on the current stream there; nothing waits.
 
     Args:
         q, k, v: arrays that ``problem`` describes, of its dtype, on one GPU or emulated machine; channels contiguous, first
@@ -53,7 +54,7 @@ def prepare_with_means(
     """As ``prepare``, and the means that were subtracted: qm, float32 (heads_q, mean blocks, head_dim), and km, float32
     (heads_kv, sequences, head_dim); None where the recipe does not smooth."""
     _check(q, k, v, problem, recipe, sinks)
-    tables = tables_of(problem, recipe.smooth_q or TILE_M, rows_of_cta(implementation, problem.head_dim), q.array)
+    tables = tables_of(problem, recipe.smooth_q, rows_of_cta(implementation, problem.head_dim), q.array)
     made = dict.fromkeys(_MADE)
     sixteen = _sixteen_bits(q, k, v, problem, recipe)
     q_mean = k_mean = None
@@ -65,7 +66,8 @@ def prepare_with_means(
         _quantize_k(made, k, sixteen[1], k_mean, problem, recipe, tables, to_values)
         _quantize_v(made, v, sixteen[2], problem, recipe, tables, to_values)
         if recipe.smooth_q is not None:
-            made["delta"] = _delta(q_mean, k, k_mean, problem, tables)
+            # a float32 k that is there in float16 too is read so: half the bytes
+            made["delta"] = _delta(q_mean, sixteen[1] or k, k_mean, problem, tables)
     q16, k16, v16 = sixteen
     return Operands(**made, q16=q16, k16=k16, v16=v16, sinks=sinks, blocks=tables.query_blocks), q_mean, k_mean
 
@@ -123,7 +125,7 @@ def _quantize_q(
     tables: Tables,
     to_values: bool,
 ) -> Any:
-    """Fills q and sfq, or q_values, and shift of ``made``; returns qm, float32 (heads_q, mean blocks, head_dim), or None."""
+    """Fills q and sfq, or q_values, and shift of ``made``; returns qm, float32 (heads_q, mean blocks, head_dim), if any."""
     heads, tokens, head_dim = problem.batch * problem.num_heads_q, problem.seqlen_q, problem.head_dim
     blocks = tables.mean_blocks.shape[0]
     smooth = recipe.smooth_q is not None
@@ -160,8 +162,9 @@ def _quantize_k(
     if heads * tiles:
         kernel = prepass_rows.k_kernel(problem.dtype, head_dim, _rule(recipe, "k"), to_values)
         arguments = (
-            codes, *_or_null(scales), k.array, *_or_null(_written(k16, problem), k_mean), tables.key_tiles, int(k_mean is not None),
-            int(k16 is not None), *k.strides, problem.seqlen_k, tiles, problem.num_heads_kv, tables.sequences.shape[0],
+            codes, *_or_null(scales), k.array, *_or_null(_written(k16, problem), k_mean), tables.key_tiles,
+            int(k_mean is not None), int(k16 is not None), *k.strides, problem.seqlen_k, tiles, problem.num_heads_kv,
+            tables.sequences.shape[0],
         )  # fmt: skip
         gpu_arrays.launch(kernel, _grid(heads * tiles), (threads_of(head_dim),), arguments)
 
@@ -233,21 +236,19 @@ def _make_rows(
 
 
 def _delta(q_mean: Any, k: View, k_mean: Any, problem: Problem, tables: Tables) -> Any:
-    """qm . k', float32 (heads_q, mean blocks, padded tokens)."""
-    heads_kv, head_dim = problem.batch * problem.num_heads_kv, problem.head_dim
-    tiles, blocks = tables.key_tiles.shape[0], tables.mean_blocks.shape[0]
-    delta = gpu_arrays.empty(k.array, (problem.batch * problem.num_heads_q, blocks, tiles * TILE_N), "float32")
-    rows = problem.qhead_per_kvhead * blocks
-    row_tiles, token_tiles = -(-rows // prepass_delta.TILE_ROWS), -(-tiles * TILE_N // prepass_delta.TILE_TOKENS)
-    if heads_kv * row_tiles * token_tiles:
+    """qm . k', float32 (heads_q, delta tokens), written where a query sees a key of the tile."""
+    heads_q, heads_kv = problem.batch * problem.num_heads_q, problem.batch * problem.num_heads_kv
+    work, dtype = tables.delta_work.shape[0], dtype_name(k.array)
+    delta = gpu_arrays.empty_for_parts(k.array, (heads_q, tables.delta_tiles * TILE_N))
+    if heads_kv * work:
         arguments = (
-            delta, q_mean, k.array, *_or_null(k_mean), tables.key_tiles, tables.mean_blocks, int(k_mean is not None),
-            *k.strides, rows, row_tiles, blocks, tiles, token_tiles, problem.num_heads_kv, tables.sequences.shape[0],
-            prepass_delta.SLAB_BYTES,
+            delta, q_mean, k.array, *_or_null(k_mean), tables.key_tiles, tables.mean_blocks, tables.delta_work,
+            int(k_mean is not None), *k.strides, tables.mean_blocks.shape[0], problem.qhead_per_kvhead, work,
+            tables.delta_tiles, problem.num_heads_kv, tables.sequences.shape[0],
         )  # fmt: skip
-        kernel = prepass_delta.delta_kernel(problem.dtype, head_dim)
-        grid = _grid(heads_kv * row_tiles * token_tiles)
-        gpu_arrays.launch(kernel, grid, (prepass_delta.THREADS,), arguments)
+        kernel = prepass_delta.delta_kernel(dtype, problem.head_dim)
+        smem_bytes = prepass_delta.shared_bytes(dtype, problem.head_dim)
+        gpu_arrays.launch(kernel, _grid(heads_kv * work), (prepass_delta.THREADS,), arguments, smem_bytes)
     return delta
 
 

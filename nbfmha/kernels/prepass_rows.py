@@ -34,6 +34,7 @@ from nbfmha.kernels.prepass_load import (
     threads_of,
 )
 from nbfmha.recipe import TILE_N
+from nbfmha.tiles import MeanBlock
 from ptx_inline.toolchain import Kernel
 
 MEAN_PARTS = 8
@@ -152,7 +153,7 @@ def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_va
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
-    cols, staged_words = code_cols(head_dim), staged_words_of(head_dim)
+    cols, staged_words, block_fields = code_cols(head_dim), staged_words_of(head_dim), len(MeanBlock._fields)
     pitch = 17  # of the 16 means of a column: different columns in different banks
     mean_words = pitch * cols
     halvings = cols.bit_length() - 1
@@ -170,7 +171,8 @@ def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_va
         thread, cta = u32(cuda.threadIdx.x), i32(cuda.blockIdx.x)
         col, first_row = thread % u32(cols), i32(thread // u32(cols))
         head, block = cta // n_blocks, cta % n_blocks
-        first, count, sequence = blocks[3 * block], blocks[3 * block + 1] - blocks[3 * block], blocks[3 * block + 2]
+        field = i32(block_fields) * block
+        first, count, sequence = blocks[field], blocks[field + 1] - blocks[field], blocks[field + 2]
         source = i64(head // num_heads_q) * q_b + i64(head % num_heads_q) * q_h + i64(first) * q_t + i64(16) * i64(col)
         there = col < u32(head_dim // 16)
         words = cuda.local.array(8, u32)

@@ -19,8 +19,8 @@ def row_pitch(head_dim: int) -> int:
 
 
 def make_load_rows(head_dim: int, tile_rows: int):
-    """Device function ``(smem, source: u8*, first, pitch, rows, thread)``: ``tile_rows`` rows of head_dim elements to shared
-    memory, asynchronously; ``first`` and ``pitch`` in bytes (i64), rows from ``rows`` on are zeros."""
+    """Device function ``(smem, source: u8*, first, pitch, rows, thread)``: ``tile_rows`` rows of head_dim elements to
+    shared memory, asynchronously; ``first`` and ``pitch`` in bytes (i64), rows from ``rows`` on are zeros."""
     from numba import cuda
     from numba.core import types
 
@@ -62,8 +62,8 @@ def make_load_rows(head_dim: int, tile_rows: int):
 
 
 def make_qk(head_dim: int, dtype: str, m_tiles: int):
-    """Device function ``(acc_s: f32[m_tiles, 8, 4], q_smem, k_smem, lane, warp)``: adds the scores of the warp's queries with
-    the 64 keys; column c of n tile t is the key in row 8 t + c."""
+    """Device function ``(acc_s: f32[m_tiles, 8, 4], q_smem, k_smem, lane, warp)``: adds the scores of the warp's queries
+    with the 64 keys; column c of n tile t is the key in row 8 t + c."""
     from numba import cuda
     from numba.core import types
 

@@ -90,8 +90,9 @@ def make_load_q_codes(head_dim: int):
 def make_load_codes(head_dim: int, has_delta: bool, per_row: bool = False):
     """Device functions that bring tiles to a stage, asynchronously. per_row: as ``Stage`` has it; sfv is not read then.
 
-    ``begin(at: i64[5], kv_head, delta_row, first, padded, thread)``: where the thread's part of the tile at padded row
-    ``first`` begins in k, sfk, vt, sfv and delta, in bytes. kv_head, delta_row: i64, in rows of ``padded``.
+    ``begin(at: i64[5], kv_head, delta_first, first, padded, thread)``: where the thread's part of the tile at padded row
+    ``first`` begins in k, sfk, vt, sfv and delta, in bytes. kv_head: i64, in rows of ``padded``; delta_first: i64, the
+    element of delta that belongs to padded row 0.
     ``load(smem, delta_smem, k, sfk, vt, sfv, delta, at, padded, thread)``: that tile comes. ``advance(at)``: to the next.
     """
     from numba import cuda
@@ -110,7 +111,7 @@ def make_load_codes(head_dim: int, has_delta: bool, per_row: bool = False):
     delta_token = make_delta_token("stored")
 
     @cuda.jit(device=True, forceinline=True)
-    def begin(at, kv_head, delta_row, first, padded, thread):
+    def begin(at, kv_head, delta_first, first, padded, thread):
         lane = u32(thread)
         key = kv_head * i64(padded) + i64(first)
         row = kv_head * i64(head_dim)
@@ -120,7 +121,7 @@ def make_load_codes(head_dim: int, has_delta: bool, per_row: bool = False):
         at[2] = (row + i64(lane >> u32(1))) * i64(padded >> i32(1)) + i64(first >> i32(1)) + half
         at[3] = (row + i64(lane)) * i64(padded >> i32(4)) + i64(first >> i32(4))
         token = delta_token(thread)
-        at[4] = (delta_row * i64(padded) + i64(first) + i64(token)) * i64(4)
+        at[4] = (delta_first + i64(first) + i64(token)) * i64(4)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled

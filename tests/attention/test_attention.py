@@ -224,21 +224,6 @@ class TestQuantizedTensors:
         with pytest.raises(ValueError, match="recipe must be left at its default with QuantizedTensors, got 'sage3'; what"):
             nbfmha.attention(*qt, recipe="sage3")
 
-    def test_are_refused_by_kernels(self):
-        qt = [nbfmha.quantize(x) for x in make(head_dim=64)]
-        text = (
-            "'emulated': kernels take no QuantizedTensors yet; nbfmha.dequantize makes arrays of them; 'reference' can run"
-        )
-        with pytest.raises(ValueError, match=text):
-            nbfmha.attention(*qt, impl="emulated")
-        machine = Machine("sm_120a")
-        emulated = [x.with_arrays(machine.array) for x in qt]
-        text = (
-            "none for impl='auto' .*blockscale: kernels take no QuantizedTensors yet; .*reference: the arrays are on an em"
-        )
-        with pytest.raises(ValueError, match=text):
-            nbfmha.attention(*emulated)
-
 
 class TestRefusals:
     @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def test_kernels_support_what_the_issue_asks_for(rows):
     for name in ("blockscale", "dequant", "emulated"):
         for title in ("dtype", "causal, window, q_offset, softcap, sinks, packed sequences, GQA, MQA"):
             assert rows[title][name] == rows[title]["reference"]
-        assert rows["`QuantizedTensor` inputs"][name] == "none"
+        assert rows["`QuantizedTensor`s: q, k and v, V's scales along tokens"][name] == "yes"
+        assert rows["`QuantizedTensor`s: a global scale"][name] == "none"
     assert rows["head_dim"]["blockscale"] == "64, 96, 128, 256"
     assert rows["runs on"]["blockscale"] == "sm_120a"
     assert rows["runs on"]["dequant"].startswith("sm_80, ")
@@ -44,10 +45,12 @@ def test_legacy_runs_its_own_recipe_where_blockscale_runs(rows):
     for title in ("runs on", "head_dim", "dtype", "any seqlen_q and seqlen_k, 0 and 1 too"):
         assert rows[title]["legacy"] == rows[title]["blockscale"]
     assert rows["everything in 16 bits"]["legacy"] == "none"
+    quantised = [cells["legacy"] for title, cells in rows.items() if title.startswith("`QuantizedTensor`s")]
+    assert quantised == ["none"] * 4
 
 
 def test_cells_name_the_targets_that_lack_something(monkeypatch):
-    def runs(name, problem, recipe, target):
+    def runs(name, problem, recipe, target, stored=None):
         return name == "dequant" and target is not None and (problem.head_dim < 256 or target.major > 8)
 
     monkeypatch.setattr(support, "_runs", runs)

@@ -59,18 +59,18 @@ def as_view(array, x: np.ndarray) -> View:
     return View(array, (heads * tokens * channels, tokens * channels, channels))
 
 
-def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, device) -> Operands:
-    """``Operands`` of what the model's pre-pass made, sequence after sequence."""
+def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, device, implementation) -> Operands:
+    """``Operands`` for ``implementation`` of what the model's pre-pass made, sequence after sequence."""
     batch, d = problem.batch, problem.head_dim
     heads_q, heads_kv = batch * problem.num_heads_q, batch * problem.num_heads_kv
     padded, code_dim, mean_size = tiles.padded_tokens(problem), -(-d // 64) * 64, recipe.smooth_q or 64
-    blocks = tiles.query_blocks(problem, mean_size, rows_of_cta(device.implementation, d))
+    blocks = tiles.query_blocks(problem, mean_size, rows_of_cta(implementation, d))
     group, to_device = problem.qhead_per_kvhead, device.to_device
+    delta = np.full((heads_q, tiles.delta_tiles(problem, mean_size) * TILE_N), np.nan, np.float32)  # where no query sees
     means = tiles.mean_blocks(problem, mean_size)
     q_rest = np.zeros((heads_q, problem.seqlen_q, code_dim), np.float32)
     k_rest = np.zeros((heads_kv, padded, code_dim), np.float32)
     v_padded = np.zeros((heads_kv, padded, d), np.float32)
-    delta = np.zeros((heads_q, len(means), padded), np.float32)
     shift = np.zeros((heads_q, problem.seqlen_q), np.float32)
     flat = lambda array, heads: array.reshape(heads, *array.shape[-2:])  # noqa: E731
     flat_inputs = flat(q, heads_q), flat(k, heads_kv), flat(v, heads_kv)
@@ -83,16 +83,19 @@ def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, device) -> O
         k_rest[:, at : at + length, :d] = k_smooth
         v_padded[:, at : at + length] = flat(x.v16, heads_kv)
         shift[:, queries] = np.sum(q16 * np.repeat(flat(x.k_mean, heads_kv), group, axis=0), axis=-1)
-        for i, (first, _, sequence) in enumerate(means):
+        k_tiles = np.pad(k_smooth, [(0, 0), (0, -length % TILE_N), (0, 0)])
+        for first, _, sequence, delta_tile, begin, end in means:
             if sequence == index:
-                mean = q_mean[:, first - queries.start]
-                delta[:, i, at : at + length] = np.einsum("hc,htc->ht", mean, np.repeat(k_smooth, group, axis=0))
+                mean, seen = q_mean[:, first - queries.start], slice(begin * TILE_N, end * TILE_N)
+                own = k_tiles[:, max(seen.start - at, 0) : max(seen.stop - at, 0)]
+                place = slice(seen.start + delta_tile * TILE_N, seen.stop + delta_tile * TILE_N)
+                delta[:, place] = np.einsum("hc,htc->ht", mean, np.repeat(own, group, axis=0))
         at += -(-length // TILE_N) * TILE_N
     order = (np.arange(0, padded, TILE_N)[:, None] + stored_order()).reshape(-1)
     codes = {}
     if recipe.scale_per == "row":
         codes = lay_out_rows(q_rest, k_rest[:, order], v_padded, problem)
-    elif recipe.is_quantized and device.implementation == "dequant":
+    elif recipe.is_quantized and implementation == "dequant":
         q_values, k_values, v_values = (np.empty(x.shape, np.float16) for x in flat_inputs)
         for (queries, keys, _), x in zip(problem.sequences(), made, strict=True):
             q_values[:, queries], k_values[:, keys] = flat(x.q_nvfp4, heads_q), flat(x.k_nvfp4, heads_kv)
@@ -141,11 +144,11 @@ def run(device, call: Call, inputs=None, *, sinks=None):
     problem = Problem.of(q, k, v, has_sinks=sinks is not None, **call.options)
     made = pre_pass(q, k, v, problem, call.recipe)
     expected_out, expected_lse = forward(made, problem, call.recipe, v_dim=call.head_dim, sinks=sinks)
-    operands = lay_out(q, k, v, problem, call.recipe, made, sinks, device)
+    implementation = "legacy" if call.recipe.scale_per == "row" else device.implementation
+    operands = lay_out(q, k, v, problem, call.recipe, made, sinks, device, implementation)
     out = device.empty(q.shape, call.dtype)
     heads_q = problem.batch * problem.num_heads_q
     lse = device.empty((heads_q, problem.seqlen_q), "float32")
-    implementation = "legacy" if call.recipe.scale_per == "row" else device.implementation
     prefill(operands, problem, call.recipe, implementation=implementation, out=as_view(out, q), lse=lse)
     shape = (heads_q, problem.seqlen_q)
     got = device.to_host(out).reshape(*shape, call.head_dim), device.to_host(lse).reshape(shape)

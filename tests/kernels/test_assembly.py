@@ -5,6 +5,7 @@ import pytest
 from nbfmha.kernels.catalogue import CATALOGUE, kernel
 from nbfmha.kernels.dequantize import tokens_kernel as dequantize_tokens
 from nbfmha.kernels.prefill import prefill_kernel
+from nbfmha.kernels.prepass_delta import delta_kernel
 from nbfmha.kernels.qk import HEAD_DIMS, qk_kernel
 from nbfmha.kernels.quantize import rows_kernel
 from nbfmha.steady_loop import steady_loop
@@ -87,6 +88,24 @@ def test_qk_on_sm_120a_is_all_block_scale_mma(head_dim, scales_in):
     mix = assert_nothing_spilled(qk_kernel("blockscale", head_dim, "linear", scales_in), "sm_120a")
     k_steps = -(-head_dim // 64)
     assert mix.opcodes["OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X"] == 8 * k_steps == mix.mma
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "mma"),
+    [
+        ("float16", 128, 32),
+        pytest.param("bfloat16", 128, 48, marks=pytest.mark.slow),
+        pytest.param("bfloat16", 256, 24, marks=pytest.mark.slow),
+        pytest.param("float32", 96, 32, marks=pytest.mark.slow),
+    ],
+)
+def test_corrections_are_bound_by_mma(dtype, head_dim, mma):
+    """An ``mma`` of this size takes 5.7 clocks of a quarter of an SM at the 667 TFLOP/s that an H100 reaches with it."""
+    compiled = delta_kernel(dtype, head_dim)
+    assert_nothing_spilled(compiled, "sm_90a")
+    loop = steady_loop(compiled.sass("sm_90a"))
+    assert loop.mma % mma == 0, "steps of 16 channels, one or all of a slab"
+    assert loop.instructions < 5.7 * loop.mma
 
 
 def test_the_fullest_variants_keep_their_registers():
