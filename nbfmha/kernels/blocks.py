@@ -153,8 +153,9 @@ def make_round_block(scale: str):
 
     f32, u32 = types.float32, types.uint32
     bits_of, float_of, abs_f32 = dev.mov_b32_f32, dev.mov_f32_b32, dev.abs_f32
-    nearest_two = _make_nearest_by_steps()
-    block_amax, choose_scale = _make_block_amax("nvfp4"), _make_choose_scale(scale, False, nearest_two)
+    nearest_two = _make_nearest_by_steps(True)
+    choose_scale = _make_choose_scale(scale, False, _make_nearest_by_steps(False))
+    block_amax = _make_block_amax("nvfp4")
     reciprocal_of, block = dev.rcp_approx_ftz_f32, BLOCK_SIZE["nvfp4"]
 
     @cuda.jit(device=True, forceinline=True)
@@ -235,8 +236,11 @@ def _make_nearest_by_codes(has_global: bool):
     return nearest_two
 
 
-def _make_nearest_by_steps():
+def _make_nearest_by_steps(exact: bool):
     """As ``_make_nearest_by_codes``, without conversions, which take GPUs without the instructions twenty operations.
+
+    Not ``exact``: the quotient is not corrected, so that what lies within 2^-22 of the middle between two magnitudes may
+    go to either. For the sum of squared errors that is all the same: to both it is equally far.
 
     E2M1 steps by 2^(e - 1) from 2^e on, and by 1/2 below 1: what is added and taken away again, 2^(e + 22), has just these
     steps, and the sum rounds ties to even.
@@ -252,7 +256,8 @@ def _make_nearest_by_steps():
 
     @cuda.jit(device=True, forceinline=True)
     def nearest(magnitude, s, reciprocal):
-        value = min_f32(divide(magnitude, s, reciprocal), f32(6))  # a NaN, of s = 0, becomes 6; times s it is 0
+        quotient = divide(magnitude, s, reciprocal) if exact else magnitude * reciprocal
+        value = min_f32(quotient, f32(6))  # a NaN, of s = 0, becomes 6; times s it is 0
         power = float_of(bits_of(max_f32(value, f32(1))) & u32(0x7F800000))
         steps = power * f32(4194304.0)
         return (value + steps) - steps

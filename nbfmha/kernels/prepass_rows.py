@@ -327,8 +327,8 @@ def q_kernel(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_
         *("i32",) * 5,
     )  # fmt: skip
     threads = threads_of(head_dim)
-    # 80 registers are enough for 16-bit inputs, and 768 threads an SM hide more latency than the 512 that fit at 106
-    launch_bounds = (threads,) if dtype == "float32" else (threads, max(1, 768 // threads))
+    # 80 registers are enough for 16-bit inputs (for values 64), and more threads an SM hide more latency
+    launch_bounds = (threads,) if dtype == "float32" else (threads, max(1, (1024 if to_values else 768) // threads))
     return Kernel(make_q, signature, constants, launch_bounds=launch_bounds)
 
 

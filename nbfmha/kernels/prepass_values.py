@@ -153,16 +153,20 @@ def make_values(dtype: str, head_dim: int, scale: str):
     @unrolled
     def values_kernel(values, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv):
         raw = cuda.local.array(BLOCK, u32)
-        even = cuda.local.array(BLOCK, f32)
-        odd = cuda.local.array(BLOCK, f32)
+        channel = cuda.local.array(BLOCK, f32)
         left, at = load_pairs(raw, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv)
+        # one channel after the other, what is done in the halves of ``raw``: registers for twice the threads
         for i in unroll(BLOCK):
-            even[i], odd[i] = widen_pair(raw[i])
-        round_block(even)
-        round_block(odd)
+            channel[i], _ = widen_pair(raw[i])
+        round_block(channel)
+        for i in unroll(BLOCK):
+            rounded = pack(f32(0), channel[i])
+            _, channel[i] = widen_pair(raw[i])
+            raw[i] = rounded
+        round_block(channel)
         for i in unroll(BLOCK):
             if i32(i) < left:
-                values[at + i64(i * row_pairs)] = pack(odd[i], even[i])
+                values[at + i64(i * row_pairs)] = raw[i] | pack(channel[i], f32(0))
 
     return values_kernel
 
@@ -216,7 +220,7 @@ def values_kernel(dtype: str, head_dim: int, scale: str) -> Kernel:
     constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale}
     signature = ("u32*", "u32*", "u32*", "i32*", "i32", *("i64",) * 3, *("i32",) * 3)
     threads = threads_of_v(head_dim)
-    return Kernel(make_values, signature, constants, launch_bounds=(threads, max(1, 768 // threads)))
+    return Kernel(make_values, signature, constants, launch_bounds=(threads,))
 
 
 @functools.cache
