@@ -2,18 +2,19 @@
 
 ==============  ===============================================================================================
 blockscale      kernels with the block-scale MMA, on GPUs of compute capability 12.0 and 12.1
-legacy          ``f8f6f4`` with a scale per row: not part of the package yet, always passed over
-dequant         the same kernels by exact dequantisation to f16, on GPUs from compute capability 8.0
-emulated        the PTX of ``blockscale`` (``dequant`` on a machine without block scaling), run on this CPU
+legacy          the plain FP4 MMA, ``f8f6f4``, there too: for recipes with one scale a row, which it alone runs
+dequant         the kernels of ``blockscale`` by exact dequantisation to f16, on GPUs from compute capability 8.0
+emulated        the PTX of ``blockscale`` (``dequant`` on a machine without block scaling; ``legacy`` where the recipe is
+                for it), run on this CPU
 reference       NumPy's model of the recipe, for arrays in host memory
 ==============  ===============================================================================================
 
-``auto`` takes the first that runs where the arrays lie: ``blockscale``, then ``dequant`` for arrays in GPU memory or of an
-emulated machine, ``reference`` for arrays in host memory. ``emulated`` is run by name alone: it checks, and takes seconds.
-Asking for one by name never falls back.
+``auto`` takes the first that runs where the arrays lie: ``blockscale``, ``legacy``, ``dequant`` for arrays in GPU memory or
+of an emulated machine, ``reference`` for arrays in host memory. ``emulated`` is run by name alone: it checks, and takes
+seconds. Asking for one by name never falls back.
 
-``NBFMHA_BLOCKSCALE`` in the environment, read once in a process: "0" switches ``blockscale`` off, by name too; "1", or no
-such variable, leaves it on.
+``NBFMHA_BLOCKSCALE`` in the environment, read once in a process: "0" switches ``blockscale`` (no other) off, by name too;
+"1", or no such variable, leaves it on.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from nbfmha import quantized_operands, runners
 from nbfmha.call import DEFAULT_RECIPE, Call, make_call
 from nbfmha.problem import Problem
 from nbfmha.quantized_operands import Stored
+from nbfmha.quantized_tensor import QuantizedTensor
 from nbfmha.recipe import PRESETS, Recipe, resolve_recipe
 from nbfmha.validation import check_choice, message
 from ptx_inline.toolchain import Target
@@ -117,7 +119,7 @@ def run(call: Call, impl: str, *, with_lse: bool = False) -> tuple[Any, Any]:
     if chosen is None or not chosen.runs:
         raise Unavailable(_refusal(impl, found))
     stored = quantized_operands.stored(call)
-    kernels = _kernels_on(call.place.target or _EMULATED, gate(), call.problem, stored)
+    kernels = _kernels_on(call.place.target or _EMULATED, gate(), call.problem, call.recipe, stored)
     return runners.run(call, name, kernels, with_lse=with_lse)
 
 
@@ -132,7 +134,9 @@ def fmha_prefill_blockscale(q: Any, k: Any, v: Any, out: Any, **options: Any) ->
 
 
 def fmha_prefill_legacy(q: Any, k: Any, v: Any, out: Any, **options: Any) -> bool:
-    """As :func:`fmha_prefill_blockscale`, by ``f8f6f4`` MMAs with a scale per row. False for now: there is none yet."""
+    """As :func:`fmha_prefill_blockscale`, by ``f8f6f4`` MMAs with a scale per row: its recipe is "legacy", unless given."""
+    if not any(isinstance(array, QuantizedTensor) for array in (q, k, v)):
+        options.setdefault("recipe", "legacy")
     return _run_or_decline("legacy", q, k, v, out, options)
 
 
@@ -151,7 +155,6 @@ def gate() -> bool:
 
 
 _EMULATED = Target.parse(runners.EMULATED_ARCH)
-_LEGACY = "not part of nbfmha yet: its MMA, f8f6f4.m16n8k32, is here as a probe alone"
 
 
 def _run_or_decline(name: str, q: Any, k: Any, v: Any, out: Any, options: dict[str, Any]) -> bool:
@@ -166,8 +169,12 @@ def _run_or_decline(name: str, q: Any, k: Any, v: Any, out: Any, options: dict[s
     return True
 
 
-def _kernels_on(target: Target, blockscale: bool, problem: Problem, stored: Stored | None) -> str:
-    """What "emulated" runs: that of ``blockscale`` and ``dequant`` which "auto" would take on such a GPU."""
+def _kernels_on(
+    target: Target, blockscale: bool, problem: Problem, recipe: Recipe | None, stored: Stored | None
+) -> str:
+    """What "emulated" runs: those kernels which "auto" would take on such a GPU."""
+    if recipe is not None and recipe.scale_per == "row":
+        return "legacy"
     if not blockscale or not target.has_block_scale_mma:
         return "dequant"
     if stored is not None and quantized_operands.why_not(problem, stored, "blockscale"):
@@ -192,18 +199,19 @@ def decide(
     off = None if blockscale else f"switched off by {GATE}=0"
     found = {
         "blockscale": off or _why_not_kernels(problem, recipe, kind, "blockscale", target, stored),
-        "legacy": _LEGACY,
+        "legacy": _why_not_kernels(problem, recipe, kind, "legacy", target, stored),
         "dequant": _why_not_kernels(problem, recipe, kind, "dequant", target, stored),
         "emulated": "the arrays are in GPU memory; copy them to the host, or into a nbfmha.emulated.Machine",
         "reference": None if kind == "host" else f"the arrays are {_WHERE[kind]}",
     }
     arch = target or _EMULATED
-    inner = _kernels_on(arch, blockscale, problem, stored)
+    inner = _kernels_on(arch, blockscale, problem, recipe, stored)
     if kind != "gpu":
         found["emulated"] = _why_not_kernels(problem, recipe, "emulated", inner, arch, stored)
     on_cpu = ", its PTX run on this CPU" if kind == "emulated" else ""
     how = {
         "blockscale": f"block-scale MMA on {target}{on_cpu}",
+        "legacy": f"f8f6f4 MMA, a scale per row, on {target}{on_cpu}",
         "dequant": f"exact dequantisation to 16 bits, mma.sync on {target}{on_cpu}",
         "emulated": f"the PTX of {inner} for {arch}, run on this CPU; by name alone, it takes its time",
         "reference": "NumPy, float64: "
@@ -227,7 +235,8 @@ def _why_not_kernels(
 
     if recipe is not None:
         return why_not(problem, recipe, implementation, target)
-    general = why_not(problem, quantized_operands.RECIPES[implementation], implementation, target)
+    own = quantized_operands.RECIPES.get(implementation)
+    general = None if own is None else why_not(problem, own, implementation, target)
     return general or quantized_operands.why_not(problem, stored, implementation)
 
 

@@ -29,7 +29,7 @@ def attention(
     return_lse: bool = False,
     out: Any = None,
 ) -> Any:
-    """softmax(softmax_scale * q k^T) v, quantised to NVFP4 by ``recipe``.
+    """softmax(softmax_scale * q k^T) v, quantised to FP4 by ``recipe``.
 
     q is (..., num_heads_q, seqlen_q, head_dim), k and v (..., num_heads_kv, seqlen_k, head_dim), with any number of
     leading axes; with ``layout="bshd"`` (..., tokens, num_heads, head_dim). Query head h reads key/value head
@@ -56,9 +56,9 @@ def attention(
             for the GPU, so pass a list where you have it.
         sinks: (num_heads_q,), a logit of each query head that joins the softmax's denominator; any float dtype, of q's
             library and place or NumPy. Values in GPU memory are not checked; elsewhere they must be finite or -inf.
-        recipe: "accurate", "fast", "sage3", "naive" or a :class:`nbfmha.recipe.Recipe`; with ``QuantizedTensor``s left at
-            its default, or None: there is nothing left to quantise.
-        impl: "auto", or by name "blockscale", "dequant", "emulated", "reference", which never falls back;
+        recipe: "accurate", "fast", "sage3", "naive", "legacy" or a :class:`nbfmha.recipe.Recipe`; with
+            ``QuantizedTensor``s left at its default, or None: there is nothing left to quantise.
+        impl: "auto", or by name "blockscale", "legacy", "dequant", "emulated", "reference", which never falls back;
             :mod:`nbfmha.dispatch` says what each is, and :func:`nbfmha.explain` who runs a call and why not the others.
         layout: "bhsd" or "bshd", the order of heads and tokens in q, k, v and the output.
         return_lse: also return the LSE, the natural logarithm of the denominator: float32 (..., num_heads_q, seqlen_q) in

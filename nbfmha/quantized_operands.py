@@ -10,7 +10,8 @@ Both ways multiply what the tensors stand for exactly, with P in the 16-bit form
                 NVFP4 value without a global scale, bfloat16 every MXFP4 value that float32 holds
 ==============  ==================================================================================================
 
-A global scale lies in GPU memory, and 16 bits do not hold its products: it is refused.
+A global scale lies in GPU memory, and 16 bits do not hold its products: it is refused. ``legacy``, which has one scale a
+row, takes none of these tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from nbfmha.tiles import View
 from nbfmha.views import view_of
 
 RECIPES = {"blockscale": Recipe(v_axis="tokens"), "dequant": Recipe(qk="f16", v_format="f16")}
-"""What the forward kernel of each implementation runs."""
+"""What the forward kernel of each implementation that takes them runs."""
 
 
 class Storage(NamedTuple):
@@ -57,6 +58,8 @@ def _storage(x: QuantizedTensor, layout: str) -> Storage:
 
 def why_not(problem: Problem, operands: Stored, implementation: str) -> str | None:
     """Why ``implementation`` cannot take the operands as they are stored, in words; None where it can."""
+    if implementation == "legacy":
+        return "f8f6f4 has one scale a row, QuantizedTensors one for 16 or 32 elements; nbfmha.dequantize makes arrays"
     named = dict(zip("qkv", operands, strict=True))
     scaled = [name for name, x in named.items() if x and x.has_global_scale]
     if scaled:

@@ -12,6 +12,11 @@ The values. ``pv="f16"``: V is stored in NVFP4 (``v_format``), dequantised exact
 to f16. ``pv="nvfp4"``: P too is quantised, each 16 keys of 448*6*P sharing a UE4M3 scale; the factor 448*6 spends the
 whole range of the scales on P's [0, 1], and is divided out at the end (log(448*6) taken off the LSE).
 
+One scale a row. ``scale_per="row"`` is for the plain FP4 MMA (``f8f6f4``), which has no scales: the same E2M1 codes, but
+one float32 scale amax/6 for each token of q and k over head_dim, and for each channel of v over the tokens of a sequence;
+both are applied after the MMA (``nbfmha.row_scales``). P is 448*P in E4M3 (``pv="e4m3"``), which that MMA multiplies with
+V's codes; the factor is divided out as above.
+
 16-bit windows. For the keys in them scores come from f16 q and k, P is rounded to f16 and V is the f16 v, nothing else
 changes. ``diagonal_tiles=d``: each block of 64 queries has in 16 bits the 64-key tiles from d before the one on which
 its first query stands to d after the one of its last. ``sink_tokens``: so are the first keys of every sequence.
@@ -30,6 +35,7 @@ exactly (E2M1 times UE4M3: 6 significant bits, 2^-10 .. 2688), and P to three bi
 | sage3    | K, Q(128) | amax          | nvfp4 | none                         | SageAttention3 (arXiv 2505.11594)       |
 | fast     | K, Q(64)  | four_over_six | nvfp4 | diagonal tile, first 64 keys | the block-scale MMA for all other tiles |
 | accurate | K, Q(64)  | four_over_six | f16   | diagonal +-1, first 64 keys  | the default                             |
+| legacy   | K         | amax of a row | e4m3  | none                         | the plain FP4 MMA: f8f6f4               |
 
 All of them have V's scales along tokens. Along head_dim, one channel far larger than its 15 neighbours (layer 0 of
 SmolLM2 has one of 11 times the median) costs those neighbours their precision.
@@ -46,8 +52,9 @@ from nbfmha.validation import check_choice, message
 TILE_N = 64
 """Keys of a tile, and queries of a block of the 16-bit windows."""
 
-P_SCALE = 448 * 6
-"""What P in [0, 1] is multiplied by before it is quantised: the largest UE4M3 times the largest E2M1."""
+P_SCALE = {"f16": 1, "nvfp4": 448 * 6, "e4m3": 448}
+"""What P in [0, 1] is multiplied by before it is rounded, by ``pv``: with "nvfp4" the largest UE4M3 times the largest E2M1,
+with "e4m3" the largest E4M3."""
 
 SMOOTH_Q_BLOCKS = (64, 128)
 
@@ -56,13 +63,16 @@ SMOOTH_Q_BLOCKS = (64, 128)
 class Recipe:
     """How one attention call is quantised; the module says what each field does. The fields' defaults quantise plainly.
 
-    qk              "nvfp4", or "f16": q and k as they came
+    qk              "nvfp4": in FP4 codes, or "f16": q and k as they came
     smooth_k        subtract the mean over the tokens, per head and channel
     smooth_q        subtract the mean of each block of 64 or 128 queries; None: do not
     scale_q, _k, _v "amax" or "four_over_six": how the scale of 16 elements is chosen (``nbfmha.nvfp4``)
-    pv              "f16" or "nvfp4": the precision of P, and of the second MMA
-    v_format        "nvfp4", or "f16": v as it came
-    v_axis          "head_dim" or "tokens": along which axis 16 elements of V share a scale; pv="nvfp4" needs "tokens"
+    scale_per       "block": 16 elements share a UE4M3 scale (NVFP4); "row": one float32 scale a row, see the module. "row"
+                    and pv="e4m3" need each other, amax scales, and all of q, k and v quantised, v along "tokens"
+    pv              "f16", "nvfp4" or "e4m3": the precision of P, and of the second MMA
+    v_format        "nvfp4": in FP4 codes, or "f16": v as it came
+    v_axis          "head_dim" or "tokens": along which axis 16 elements (or a row) of V share a scale; pv="nvfp4" needs
+                    "tokens"
     row_sum         "exact" or "rounded": see the module
     diagonal_tiles  64-key tiles in 16 bits on each side of the diagonal one; 0: that one alone; None: not even it
     sink_tokens     first keys in 16 bits, a multiple of 64
@@ -77,6 +87,7 @@ class Recipe:
     scale_q: str = "amax"
     scale_k: str = "amax"
     scale_v: str = "amax"
+    scale_per: str = "block"
     pv: str = "f16"
     v_format: str = "nvfp4"
     v_axis: str = "head_dim"
@@ -105,6 +116,7 @@ class Recipe:
         self._check_combination()
 
     def _check_combination(self) -> None:
+        self._check_scale_per()
         if self.pv == "nvfp4" and self.v_format != "nvfp4":
             raise ValueError(message("v_format", "'nvfp4' with pv='nvfp4'", repr(self.v_format), "pv='f16' takes both"))
         if self.pv == "nvfp4" and self.v_axis != "tokens":
@@ -124,9 +136,21 @@ class Recipe:
             if getattr(self, name) != plain[name]:
                 raise ValueError(message(name, f"{plain[name]!r} with {why}", repr(getattr(self, name))))
 
+    def _check_scale_per(self) -> None:
+        if self.pv == "e4m3" and self.scale_per != "row":
+            way_out = "f8f6f4, which multiplies it with V's codes, has no scales for 16 elements; pv='nvfp4' has"
+            raise ValueError(message("scale_per", "'row' with pv='e4m3'", repr(self.scale_per), way_out))
+        if self.scale_per != "row":
+            return
+        needed = {"pv": "e4m3", "qk": "nvfp4", "v_format": "nvfp4", "v_axis": "tokens"}
+        for name, value in (needed | dict.fromkeys(("scale_q", "scale_k", "scale_v"), "amax")).items():
+            if getattr(self, name) != value:
+                way_out = "scale_per='block' takes others"
+                raise ValueError(message(name, f"{value!r} with scale_per='row'", repr(getattr(self, name)), way_out))
+
     @property
     def is_quantized(self) -> bool:
-        """Whether anything is in NVFP4."""
+        """Whether anything is in FP4 codes."""
         return "nvfp4" in (self.qk, self.v_format)
 
     @property
@@ -140,7 +164,8 @@ _CHOICES = {
     "scale_q": ("amax", "four_over_six"),
     "scale_k": ("amax", "four_over_six"),
     "scale_v": ("amax", "four_over_six"),
-    "pv": ("f16", "nvfp4"),
+    "scale_per": ("block", "row"),
+    "pv": ("f16", "nvfp4", "e4m3"),
     "v_format": ("nvfp4", "f16"),
     "v_axis": ("head_dim", "tokens"),
     "row_sum": ("exact", "rounded"),
@@ -155,6 +180,7 @@ PRESETS = {
         smooth_k=True, smooth_q=64, **_BETTER_SCALES, pv="nvfp4", v_axis="tokens", diagonal_tiles=0, sink_tokens=64
     ),
     "accurate": Recipe(smooth_k=True, smooth_q=64, **_BETTER_SCALES, v_axis="tokens", diagonal_tiles=1, sink_tokens=64),
+    "legacy": Recipe(smooth_k=True, scale_per="row", pv="e4m3", v_axis="tokens"),
 }
 """Recipes by name; "accurate" is the default of ``nbfmha.attention``."""
 

@@ -1,26 +1,27 @@
 """What a recipe computes, exactly: the specification that kernels are tested against.
 
 Everything that rounds in a kernel by the recipe's decision rounds here, in the same place and by the same contract
-(``nbfmha.nvfp4``); everything else is float64. What remains between a kernel and this model is its float32 accumulation;
-what remains between this model and ``reference.attention`` is quantisation.
+(``nbfmha.nvfp4``, ``nbfmha.row_scales``); everything else is float64. What remains between a kernel and this model is its
+float32 accumulation; what remains between this model and ``reference.attention`` is quantisation.
 
 Pre-pass, for each sequence and head, in float32:
     16-bit operands   q16, k16, v16: the input rounded to bfloat16 where problem.dtype is that, else to float16 ("f16")
     K smoothing       km[c] = mean over the tokens of k16; k' = k16 - km  (k' = k16 without)
     Q smoothing       qm[b, c] = mean over the queries of block b of q16; q' = q16 - qm  (q' = q16 without)
-    quantisation      q', k' along head_dim, v16 along ``v_axis``; tokens past the end count as zeros
+    quantisation      q', k' along head_dim, v16 along ``v_axis``; tokens past the end count as zeros. A scale each 16
+                      elements, or with scale_per="row" for each token of q' and k' and each channel of v16
 
 Forward, for each block of 64 queries and tile of 64 keys (x: the score of the smoothed problem, x + q16.km the true one):
-    NVFP4 tile        x = value(q') . value(k') + qm . k'    (value: after quantisation and back; qk="f16": itself)
+    FP4 tile          x = value(q') . value(k') + qm . k'    (value: after quantisation and back; qk="f16": itself)
     16-bit tile       x = q16 . k16 - q16 . km
     s                 = softmax_scale * x; with a softcap, softcap * tanh(softmax_scale * (x + q16.km) / softcap)
     m                 = the running row max of s: over the tiles so far (``row_max`` below)
-    p                 = exp(s - m) * (448*6 when pv="nvfp4", else 1)
-    P                 = p rounded to f16, to the call's 16-bit format in a 16-bit tile; or quantised to NVFP4 along the keys
-                        (NVFP4 tile with pv="nvfp4")
+    p                 = exp(s - m) * (448*6 when pv="nvfp4", 448 when pv="e4m3", else 1)
+    P                 = p rounded to f16, to the call's 16-bit format in a 16-bit tile; in other tiles with pv="nvfp4"
+                        quantised to NVFP4 along the keys, with pv="e4m3" rounded to E4M3, saturating
     row_sum, acc      += p (or P, as the recipe's ``row_sum`` says), P V; rescaled by exp(old m - new m) when m grows
 
-    out = acc / row_sum        lse = m + log(row_sum) - log(448*6 when pv="nvfp4") + softmax_scale * q16.km
+    out = acc / row_sum        lse = m + log(row_sum) - log(the factor in p) + softmax_scale * q16.km
     sink of the head:          lse' = log(exp(lse) + exp(sink)), out' = exp(lse - lse') out
 
 The scale q16.km is not added twice: with a softcap it is in s already.
@@ -38,8 +39,9 @@ from nbfmha.problem import Problem, Sequence
 from nbfmha.quantized_tensor import block_format
 from nbfmha.recipe import P_SCALE, TILE_N, Recipe, resolve_recipe
 from nbfmha.reference import as_float64, check_sinks
+from nbfmha.row_scales import dequantize_rows, quantize_rows
 from nbfmha.validation import check_choice
-from ptx_inline.isa.formats import E2M1
+from ptx_inline.isa.formats import E2M1, E4M3
 
 ROW_MAX = ("ascending", "descending", "final")
 """Which row max P is taken from: over the tiles so far in that order, or over all."""
@@ -147,10 +149,13 @@ def _prepare(q16: np.ndarray, k16: np.ndarray, v16: np.ndarray, recipe: Recipe) 
             q_mean[..., block, :] = q16[..., block, :].mean(axis=-2, keepdims=True, dtype=np.float64)
     k_smooth = k16 - k_mean
     q_nvfp4, k_nvfp4, v_nvfp4 = q16, k_smooth, v16
-    if recipe.qk == "nvfp4":
+    if recipe.scale_per == "row":
+        q_nvfp4, k_nvfp4 = (dequantize_rows(*quantize_rows(x)) for x in (q16 - q_mean, k_smooth))
+        v_nvfp4 = dequantize_rows(*quantize_rows(v16.swapaxes(-1, -2))).swapaxes(-1, -2)
+    elif recipe.qk == "nvfp4":
         q_nvfp4 = dequantize(quantize(q16 - q_mean, scale=recipe.scale_q))
         k_nvfp4 = dequantize(quantize(k_smooth, scale=recipe.scale_k))
-    if recipe.v_format == "nvfp4":
+    if recipe.scale_per == "block" and recipe.v_format == "nvfp4":
         v_nvfp4 = dequantize(quantize(v16, axis=recipe.v_axis, scale=recipe.scale_v))
     arrays = (q16, k16, v16, q_nvfp4, k_nvfp4, v_nvfp4, q_mean, k_mean, k_smooth)
     return Operands(*(array.astype(np.float64) for array in arrays))
@@ -221,11 +226,13 @@ def _query_block(
     row_max = scores.max(axis=-1, keepdims=True, initial=-np.inf)
     max_so_far = _max_so_far(scores, order)
     shift = np.where(np.isneginf(max_so_far), 0, max_so_far)
-    p_scale = P_SCALE if recipe.pv == "nvfp4" else 1
+    p_scale = P_SCALE[recipe.pv]
     p = np.exp(scores - shift) * p_scale
     rounded = _to_16_bits(p, problem.dtype if recipe.v_format == "f16" else "float16").astype(np.float64)
     if recipe.pv == "nvfp4":
         rounded = quantize_p(p)
+    elif recipe.pv == "e4m3":
+        rounded = E4M3.decode(E4M3.encode(p)).astype(np.float64)
     if in_16_bits.any():
         rounded = np.where(in_16_bits, _to_16_bits(p, problem.dtype), rounded)
 

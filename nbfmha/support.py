@@ -19,11 +19,12 @@ _NONE, _ALL = "none", "all"
 
 
 class Variant(NamedTuple):
-    """One thing that an implementation may support: its name in the table, and the calls that show it."""
+    """One thing that an implementation may support: its name in the table, and the calls that show it. recipe: "its own" is
+    "legacy" for ``legacy``, "accurate" for the others; None is for ``QuantizedTensor``s, which ``stored`` describes."""
 
     name: str
     problems: tuple[Problem, ...]
-    recipe: Recipe | None = PRESETS["accurate"]
+    recipe: Recipe | str | None = "its own"
     stored: Stored | None = None
 
 
@@ -121,7 +122,7 @@ def _cell(name: str, variants: list[Variant], enumerate_all: bool) -> str:
 
 def _where(name: str) -> list[Target | None]:
     """The targets on which an implementation runs something; [None] for one that runs on a CPU."""
-    return [place for place in (None, *map(Target.parse, TARGETS)) if _runs(name, _problem(), PRESETS["naive"], place)]
+    return [place for place in (None, *map(Target.parse, TARGETS)) if _runs(name, _problem(), "its own", place)]
 
 
 def _places(name: str) -> str:
@@ -132,8 +133,10 @@ def _places(name: str) -> str:
 
 
 def _runs(
-    name: str, problem: Problem, recipe: Recipe | None, target: Target | None, stored: Stored | None = None
+    name: str, problem: Problem, recipe: Recipe | str | None, target: Target | None, stored: Stored | None = None
 ) -> bool:
+    if recipe == "its own":
+        recipe = PRESETS["legacy" if name == "legacy" else "accurate"]
     found = decide(problem, recipe, "host" if target is None else "gpu", target, True, stored)
     return found[IMPLEMENTATIONS.index(name)].runs
 

@@ -55,8 +55,7 @@ class MeanBlock(NamedTuple):
 class QueryBlock(NamedTuple):
     """Queries of a CTA of the forward kernel: rows [first, stop) of q; the position of the first one on its sequence's keys
     (may be negative); the sequence's first row of k, its first padded row, its seqlen_k; ``delta_tile`` of the first one's
-    mean block;
-    the sequence."""
+    mean block; the sequence."""
 
     first: int
     stop: int

@@ -44,6 +44,7 @@ mma_m16n8k64_mxf4nvf4_4x_ue4m3 = _declare(
     "mma.cu", f"void mma_m16n8k64_mxf4nvf4_4x_ue4m3({_MMA}, u32, u32, u16, u16, u16, u16)"
 )
 mma_m16n8k32_f8f6f4_e2m1_e2m1 = _declare("mma.cu", f"void mma_m16n8k32_f8f6f4_e2m1_e2m1({_MMA})")
+mma_m16n8k32_f8f6f4_e4m3_e2m1 = _declare("mma.cu", f"void mma_m16n8k32_f8f6f4_e4m3_e2m1({_MMA})")
 mma_m16n8k16_f16 = _declare("mma_f16.cu", f"void mma_m16n8k16_f16({_MMA})")
 mma_m16n8k16_bf16 = _declare("mma_f16.cu", f"void mma_m16n8k16_bf16({_MMA})")
 
@@ -63,6 +64,7 @@ st_global_v2_u32 = _declare("memory.cu", "void st_global_v2_u32(u32*, i64, u32, 
 red_global_max_u32 = _declare("memory.cu", "void red_global_max_u32(u32*, i64, u32)")
 cvta_to_shared_u32 = _declare("memory.cu", "u32 cvta_to_shared_u32(u32*)")
 ld_shared_u32 = _declare("memory.cu", "u32 ld_shared_u32(u32)")
+ld_shared_v2_u32 = _declare("memory.cu", "void ld_shared_v2_u32(u32*, u32)")
 ld_shared_v4_u32 = _declare("memory.cu", "void ld_shared_v4_u32(u32*, u32)")
 st_shared_u32 = _declare("memory.cu", "void st_shared_u32(u32, u32)")
 st_shared_v2_u32 = _declare("memory.cu", "void st_shared_v2_u32(u32, u32, u32)")

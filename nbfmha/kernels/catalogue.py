@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nbfmha.validation import message
 from ptx_inline.toolchain import Kernel, Target
 
 
@@ -63,6 +64,15 @@ def _prefill_64(target: Target) -> Kernel:
     return prefill_kernel(_mma(target), 64, pv=pv, has_delta=True)
 
 
+def _prefill_legacy(target: Target) -> Kernel:
+    """FP4 tiles with one scale a row, by the plain FP4 MMA, at head_dim 64."""
+    from nbfmha.kernels.prefill import prefill_kernel
+
+    if not target.has_block_scale_mma:
+        raise ValueError(message("arch", "sm_120a or sm_121a for 'prefill_legacy', whose f8f6f4 MMA no other has", target))
+    return prefill_kernel("legacy", 64, pv="e4m3")
+
+
 #: Name -> function of the target that returns the kernel as it would run there: with the block-scale MMA where the
 #: target has it, else with exact dequantisation.
 CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
@@ -74,11 +84,12 @@ CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
     "qk": _qk,
     "prefill": _prefill,
     "prefill_64": _prefill_64,
+    "prefill_legacy": _prefill_legacy,
 }
 
 
 def kernel(name: str, target: str | Target) -> Kernel:
-    """The kernel of this name for a target. Raises ``ValueError`` for an unknown name or target."""
+    """The kernel of this name for a target. Raises ``ValueError`` for an unknown name or target, or one without its MMA."""
     target = Target.parse(target)
     if name not in CATALOGUE:
         raise ValueError(f"kernel must be one of {', '.join(CATALOGUE)}, got {name!r}")

@@ -24,6 +24,8 @@ class Operands:
     q, sfq         uint8 (heads_q, seqlen_q, code_dim / 2) and (..., code_dim / 16)
     k, sfk         uint8 (heads_kv, padded, code_dim / 2) and (..., code_dim / 16), rows of each tile in ``stored_order``
     vt, sfv        uint8 (heads_kv, head_dim, padded / 2) and (heads_kv, head_dim, padded / 16): V transposed
+                   With ``scale_per="row"`` the scales are float32: sfq (heads_q, seqlen_q), sfk (heads_kv, padded) in the
+                   order of k's rows, sfv (heads_kv, sequences, head_dim); codes lie as ever
     q_values       float16 (heads_q, seqlen_q, head_dim), k_values and v_values float16 (heads_kv, seqlen_k, head_dim): what
                    codes and scales stand for, exactly, in the caller's order of rows
     q16, k16, v16  views of the 16-bit operands, for the 16-bit windows; None where there are none
@@ -34,7 +36,8 @@ class Operands:
     sinks          float32 (num_heads_q,), a logit of each head that joins the denominator; or None
     blocks         int32 (query blocks, 8): ``tiles.query_blocks``
 
-    Codes and scales are there for ``blockscale``, values for ``dequant``; neither where the recipe quantises nothing.
+    Codes and scales are there for ``blockscale`` and ``legacy``, values for ``dequant``; neither where the recipe quantises
+    nothing.
     """
 
     q: Any

@@ -9,15 +9,17 @@ on the block of 64 queries: of a tile on which two blocks of a CTA differ, each 
 ==============  ====================================================================================================
 16-bit tile     rows of k16 and v16 by ``cp.async``, ``ldmatrix``, ``mma.m16n8k16`` in the call's format
                 (:mod:`run_rows`, :mod:`tile_16bit`)
-NVFP4 tile      ``blockscale``: codes and scales by ``cp.async`` to two stages of shared memory (:mod:`tile_codes`), from
-                which the MMA reads (:mod:`tile_blockscale`). ``dequant``: as a 16-bit tile, of values that the pre-pass
+FP4 tile        ``blockscale``, ``legacy``: codes and scales by ``cp.async`` to two stages of shared memory
+                (:mod:`tile_codes`), from which the MMA reads (:mod:`tile_blockscale`, :mod:`tile_legacy`).
+                ``dequant``: as a 16-bit tile, of values that the pre-pass
                 widened to f16: each is read by every CTA of its head, so widening it once is cheaper than in each
-acc_S, acc_O    f32 registers; acc_S starts from ``delta`` (NVFP4, Q smoothing) or ``-shift`` (16 bits, K smoothing)
-P               f32 to f16 (or bf16 in 16-bit tiles), or to NVFP4 after a factor of 448*6; no shuffle moves P
+acc_S, acc_O    f32 registers; acc_S starts from ``delta`` (NVFP4, Q smoothing) or ``-shift`` (16 bits, K smoothing);
+                ``legacy`` adds ``delta`` after the scales, and has acc_O in units of V's scales over FP4 tiles
+P               f32 to f16 (or bf16 in 16-bit tiles), to NVFP4 or E4M3 after a factor (``P_SCALE``); no shuffle moves P
 ==============  ====================================================================================================
 
 smem, dynamic: Q in 16 bits (``dequant`` or windows), then the larger of what the two kinds of tile need; see
-``shared_bytes``. ``blockscale`` needs sm_120a, ``dequant`` sm_80: one source, the tile functions differ.
+``shared_bytes``. ``blockscale`` and ``legacy`` need sm_120a, ``dequant`` sm_80: one source, the tile functions differ.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from nbfmha.validation import FLOAT_DTYPES, message
 from ptx_inline.isa.shared_memory import shared_limit
 from ptx_inline.toolchain import Kernel, Target
 
-IMPLEMENTATIONS = ("blockscale", "dequant")
+IMPLEMENTATIONS = ("blockscale", "legacy", "dequant")
 #: CTAs an SM that ptxas makes room for with ``dequant``.
 CTAS_PER_SM = {64: 2, 96: 2, 128: 2, 256: 2}
 NO_LIMIT = 1 << 30  # of a window's side
@@ -74,7 +76,7 @@ def make_prefill(
     from numba import cuda
     from numba.core import types
 
-    from nbfmha.kernels import softmax, tile_blockscale, tile_codes
+    from nbfmha.kernels import softmax, tile_blockscale, tile_codes, tile_legacy
     from nbfmha.kernels.run_rows import make_run_rows
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
@@ -92,21 +94,23 @@ def make_prefill(
     pack = dev.cvt_rn_bf16x2_f32 if dtype == "bfloat16" else dev.cvt_rn_f16x2_f32
     to_shared = dev.cvta_to_shared_u32
 
-    blockscale, nvfp4_p = implementation == "blockscale", pv == "nvfp4"
+    legacy, by_codes, nvfp4_p = implementation == "legacy", implementation != "dequant", pv == "nvfp4"
     m_tiles, blocks_of_cta = m_tiles_of(implementation, head_dim), rows_of_cta(implementation, head_dim) // TILE_M
     k_steps, o_tiles, n_tiles = Stage(head_dim).k_steps, head_dim // 8, TILE_N // 8
-    scale_words, all_tiles = (k_steps + 1) // 2, o_tiles + rounded
-    stage_bytes, q_bytes = Stage(head_dim).bytes, _q_bytes(implementation, head_dim, windows)
-    deltas_at = stage_bytes if blockscale else _nvfp4_bytes(implementation, head_dim)
-    bias = math.log2(P_SCALE) if nvfp4_p else 0.0
+    scale_words, all_tiles = 2 if legacy else (k_steps + 1) // 2, o_tiles + rounded
+    stage_bytes, q_bytes = Stage(head_dim, legacy).bytes, _q_bytes(implementation, head_dim, windows)
+    deltas_at = stage_bytes if by_codes else _nvfp4_bytes(implementation, head_dim)
+    bias = math.log2(P_SCALE[pv])
     log2e = 1.4426950408889634
     sixteen = "bfloat16" if dtype == "bfloat16" else "float16"
 
     make = functools.cache(lambda factory, *constants: factory(*constants))
     run_windows = make_run_rows(make, head_dim, sixteen, m_tiles, False, pv, rounded, general, False, bias)
     run_widened = make_run_rows(make, head_dim, "float16", m_tiles, True, pv, rounded, general, has_delta, bias)
-    begin_codes, load_codes, next_codes = tile_codes.make_load_codes(head_dim, has_delta)
-    load_q, qk_codes = tile_blockscale.make_load_q(head_dim), tile_blockscale.make_qk(head_dim)
+    begin_codes, load_codes, next_codes = tile_codes.make_load_codes(head_dim, has_delta, legacy)
+    load_q, qk_codes = (tile_legacy if legacy else tile_blockscale).make_load_q(head_dim), tile_blockscale.make_qk(head_dim)
+    qk_rows, pv_e4m3 = tile_legacy.make_qk(head_dim, has_delta), tile_legacy.make_pv(head_dim, rounded)
+    enter_units, leave_units = tile_legacy.make_units(head_dim)
     pv_codes_f16, pv_codes_nvfp4 = tile_blockscale.make_pv_f16(head_dim), tile_blockscale.make_pv_nvfp4(head_dim, rounded)
     mask, load_delta = softmax.make_mask("stored"), make(tile_codes.make_load_delta)
     step = make(softmax.make_step, all_tiles, bias)
@@ -114,7 +118,14 @@ def make_prefill(
     general_scores = softmax.make_general_scores()
 
     # what follows the scores of codes: softmax and P V. Numba types every branch, so each variant is its function
-    if nvfp4_p:
+    if legacy:
+
+        @cuda.jit(device=True, forceinline=True)
+        def finish(acc_s, acc_o, row_max, origin, row_sum, scale, sfp, stage, lane):
+            step(acc_s, acc_o, row_max, row_sum, scale)
+            pv_e4m3(acc_o, acc_s, stage, lane)
+
+    elif nvfp4_p:
 
         @cuda.jit(device=True, forceinline=True)
         def finish(acc_s, acc_o, row_max, origin, row_sum, scale, sfp, stage, lane):
@@ -184,7 +195,7 @@ def make_prefill(
         out, lse, q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta, shift, sinks, blocks, has_lse, has_shift, has_sinks,
         out_b, out_h, out_t, q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t, seqlen_q, padded, n_blocks, delta_tiles,
         mean_step, num_heads_q, qhead_per_kvhead, window_left, window_right, sink_tiles, diagonal_tiles, phases,
-        softmax_scale, cap,
+        n_sequences, softmax_scale, cap,
     ):  # fmt: skip
         smem = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
         pool = smem + u32(q_bytes)
@@ -207,6 +218,7 @@ def make_prefill(
         # of the next mean block of 64 queries; blocks of 128 are those of a CTA
         delta_step = i64(mean_step) * i64(i32(seqlen_k + i32(TILE_N - 1)) & i32(-TILE_N))
         delta_first = (i64(head) * i64(delta_tiles) + i64(delta_tile)) * i64(TILE_N)
+        sfv_row = i64(kv_head) * i64(n_sequences) + i64(blocks[8 * block + 7])
 
         last = i32(position + rows - i32(1))
         low_last = i32(min(position + i32(TILE_M - 1), last))
@@ -233,7 +245,7 @@ def make_prefill(
                 row_max[m, side] = f32(softmax.LOWEST)
                 row_sum[m, side] = f32(0)
         scale = f32(1) if general else softmax_scale * f32(log2e)
-        if quantized and blockscale:
+        if quantized and by_codes:
             acc_s = cuda.local.array((n_tiles, 4), f32)
             a = cuda.local.array((k_steps, 4), u32)
             sfa = cuda.local.array(scale_words, u32)
@@ -269,7 +281,7 @@ def make_prefill(
 
             run_from, run_to = (stop_sinks, top_diagonal) if phase == 0 else (end_diagonal, top_end)
             own_from, own_to = (own_stop_sinks, own_diagonal) if phase == 0 else (own_end_diagonal, own_end)
-            if quantized and not blockscale and run_from < run_to:
+            if quantized and not by_codes and run_from < run_to:
                 k_first = (i64(kv_head) * i64(padded) + i64(k_source)) * i64(2 * head_dim)
                 run_widened(
                     acc_o, row_max, row_sum, smem, pool, deltas, q, q_row * i64(2 * head_dim), i64(2 * head_dim), rows, k,
@@ -279,12 +291,14 @@ def make_prefill(
                     softmax_scale, cap, thread,
                 )  # fmt: skip
 
-            if quantized and blockscale and run_from < run_to:
+            if quantized and by_codes and run_from < run_to:
                 cuda.syncthreads()
                 first = i32(k_padded + run_from * i32(TILE_N))
                 begin_codes(codes_at, i64(kv_head), delta_first, first, padded, thread)
                 load_codes(pool, deltas, k, sfk, vt, sfv, delta, codes_at, padded, thread)
                 commit()
+                if legacy and windows:
+                    enter_units(acc_o[0], sfv, sfv_row, thread_in_group)
                 if nvfp4_p:
                     begin_nvfp4(origin, row_max[0])
                 stage = u32(pool)
@@ -298,12 +312,15 @@ def make_prefill(
                         load_codes(other, other + u32(deltas_at), k, sfk, vt, sfv, delta, codes_at, padded, thread)
                     commit()
 
-                    if has_delta:
+                    if has_delta and not legacy:
                         load_delta(acc_s, stage + u32(deltas_at), thread_in_group)
                     else:
                         for t in unroll(n_tiles):
                             clear(acc_s[t])
-                    qk_codes(acc_s, a, sfa, stage, lane)
+                    if legacy:
+                        qk_rows(acc_s, a, sfa, stage, stage + u32(deltas_at), lane)
+                    else:
+                        qk_codes(acc_s, a, sfa, stage, lane)
                     if general:
                         general_scores(acc_s, shifted, softmax_scale, cap)
                     if u32(tile - full_from) >= n_full:
@@ -312,6 +329,8 @@ def make_prefill(
                     finish(acc_s, acc_o[0], row_max[0], origin, row_sum[0], scale, sfp, stage, lane)
                     stage = other
                     tile = i32(tile + i32(1))
+                if legacy:
+                    leave_units(acc_o[0], sfv, sfv_row, thread_in_group)
 
         for m in unroll(m_tiles):
             for side in unroll(2):
@@ -347,10 +366,10 @@ def make_prefill(
 
 def _signature(dtype: str) -> tuple[str, ...]:
     """Types of: out, lse; q, sfq, k, sfk, vt, sfv, q16, k16, v16, delta as bytes; shift, sinks; blocks; 3 flags; strides of
-    out, q16, k16, v16 in elements; seqlen_q ... phases; softmax_scale, cap."""
+    out, q16, k16, v16 in elements; seqlen_q ... n_sequences; softmax_scale, cap."""
     out = "f32*" if dtype == "float32" else "u32*"
     arrays = (out, "f32*", *("u8*",) * 10, *("f32*",) * 2, "i32*")
-    return (*arrays, *("i32",) * 3, *("i64",) * 12, *("i32",) * 12, "f32", "f32")
+    return (*arrays, *("i32",) * 3, *("i64",) * 12, *("i32",) * 13, "f32", "f32")
 
 
 @functools.cache
@@ -396,26 +415,33 @@ def _q_bytes(implementation: str, head_dim: int, windows: bool) -> int:
 
 def _nvfp4_bytes(implementation: str, head_dim: int) -> int:
     """A stage of codes; or a tile of K and V as f16."""
-    return Stage(head_dim).bytes if implementation == "blockscale" else 2 * TILE_N * row_pitch(head_dim)
+    if implementation == "dequant":
+        return 2 * TILE_N * row_pitch(head_dim)
+    return Stage(head_dim, implementation == "legacy").bytes
 
 
 def shared_bytes(implementation: str, head_dim: int, quantized: bool, windows: bool) -> int:
     """Dynamic shared memory of a CTA, in bytes."""
     # two stages of codes, each with its deltas behind it; or K, V, and the deltas of each block of queries
-    copies = 2 if implementation == "blockscale" else 1
-    deltas = DELTA_BYTES * (1 if implementation == "blockscale" else m_tiles_of(implementation, head_dim))
+    copies = 1 if implementation == "dequant" else 2
+    deltas = DELTA_BYTES * m_tiles_of(implementation, head_dim)
     nvfp4, rows = copies * (_nvfp4_bytes(implementation, head_dim) + deltas), 2 * TILE_N * row_pitch(head_dim)
     return _q_bytes(implementation, head_dim, windows) + max(nvfp4 if quantized else 0, rows if windows else 0)
 
 
 def why_not(problem: Problem, recipe: Recipe, implementation: str, target: Target) -> str | None:
     """Why ``implementation`` cannot run ``problem`` by ``recipe`` on ``target``, in words; None where it can."""
-    if implementation == "blockscale" and not target.has_block_scale_mma:
-        return f"the block-scale MMA needs sm_120a or sm_121a, this is {target}"
+    if implementation != "dequant" and not target.has_block_scale_mma:
+        mma = "f8f6f4" if implementation == "legacy" else "the block-scale MMA"
+        return f"{mma} needs sm_120a or sm_121a, this is {target}"
     if problem.head_dim not in HEAD_DIMS:
         return f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))}, got {problem.head_dim}; pad the last axis"
     if problem.dtype not in FLOAT_DTYPES:
         return f"dtype must be one of {', '.join(FLOAT_DTYPES)}, got {problem.dtype}"
+    if implementation == "legacy" and recipe.scale_per != "row":
+        return "legacy runs recipes with scale_per='row', such as recipe='legacy'"
+    if implementation != "legacy" and recipe.scale_per == "row":
+        return "scale_per='row' runs by 'legacy' alone, got one; scale_per='block' has a scale for 16 elements"
     if (recipe.qk == "nvfp4") != (recipe.v_format == "nvfp4"):
         return f"kernels have qk and v_format both in NVFP4 or both in 16 bits, got {recipe.qk} and {recipe.v_format}"
     if recipe.is_quantized and recipe.v_axis != "tokens":
@@ -435,7 +461,7 @@ def prefill(
     A row that sees no key becomes 0 with an LSE of -inf, or the sink's logit.
 
     Args:
-        operands: what ``prepass.prepare`` made of this problem and recipe. implementation: "blockscale" or "dequant".
+        operands: what ``prepass.prepare`` made of this problem and recipe. implementation: of ``IMPLEMENTATIONS``.
         out: (batch, num_heads_q, seqlen_q, head_dim) of problem.dtype, filled; even strides, 4-byte aligned.
         lse: float32 (batch * num_heads_q, seqlen_q), contiguous, filled with natural logarithms; or None.
 
@@ -449,7 +475,7 @@ def prefill(
         raise ValueError(message("q", "small enough for 2^31 - 1 blocks of 64 queries", ctas, "split the batch"))
     windows = recipe.has_windows or not recipe.is_quantized
     views = (operands.q16, operands.k16, operands.v16)
-    if implementation == "blockscale":
+    if implementation != "dequant":
         codes = (operands.q, operands.sfq, operands.k, operands.sfk, operands.vt, operands.sfv)
     else:
         codes = (operands.q_values, None, operands.k_values, None, operands.v_values, None)
@@ -477,6 +503,7 @@ def prefill(
         min(recipe.sink_tokens, NO_LIMIT) // TILE_N,
         diagonal,
         1 if diagonal < 0 else 2,
+        operands.sfv.shape[1] if recipe.scale_per == "row" else 0,
         problem.softmax_scale,
         problem.softcap or 0.0,
     )

@@ -1,7 +1,8 @@
 """Pre-pass of forward attention: from q, k, v in 16 or 32 bits to what the forward kernel reads.
 
     km = mean of k over a sequence, k' = k - km          qm = mean of q over 64 or 128 queries, q' = q - qm
-    q', k' -> NVFP4 along head_dim, v -> NVFP4 along tokens: codes and scales, or for ``dequant`` what they stand for
+    q', k' -> NVFP4 along head_dim, v -> NVFP4 along tokens: codes and scales, or for ``dequant`` what they stand for;
+    with ``scale_per="row"`` all to FP4 with an f32 scale a row, and v's scales first (:mod:`prepass_legacy`)
     delta = qm . k' in float32                            shift = q . km
 
 The specification is ``recipe_model.pre_pass``. float32 inputs are rounded to float16 first, by every kernel that reads
@@ -14,10 +15,10 @@ from __future__ import annotations
 from typing import Any
 
 from nbfmha import gpu_arrays
-from nbfmha.kernels import prepass_delta, prepass_rows, prepass_values
+from nbfmha.kernels import prepass_delta, prepass_legacy, prepass_rows, prepass_values
 from nbfmha.kernels.operands import HEAD_DIMS, Operands
 from nbfmha.kernels.prefill import rows_of_cta
-from nbfmha.kernels.prepass_load import code_cols, threads_of
+from nbfmha.kernels.prepass_load import channels_of_v, code_cols, threads_of, threads_of_v
 from nbfmha.kernels.prepass_tables import Tables, tables_of
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N, Recipe
@@ -31,8 +32,8 @@ _MADE = ("q", "sfq", "k", "sfk", "vt", "sfv", "q_values", "k_values", "v_values"
 def prepare(
     q: View, k: View, v: View, problem: Problem, recipe: Recipe, sinks: Any = None, *, implementation: str
 ) -> Operands:
-    """The operands of one attention call for ``implementation`` ("blockscale" or "dequant"), queued where q lies on the
-    current stream there; nothing waits.
+    """The operands of one attention call for ``implementation`` ("blockscale", "legacy" or "dequant"), queued where q lies
+    on the current stream there; nothing waits.
 
     Args:
         q, k, v: arrays that ``problem`` describes, of its dtype, on one GPU or emulated machine; channels contiguous, first
@@ -128,13 +129,13 @@ def _quantize_q(
     heads, tokens, head_dim = problem.batch * problem.num_heads_q, problem.seqlen_q, problem.head_dim
     blocks = tables.mean_blocks.shape[0]
     smooth = recipe.smooth_q is not None
-    codes, scales = _make_rows(made, "q", q.array, heads, tokens, head_dim, to_values)
+    codes, scales = _make_rows(made, "q", q.array, heads, tokens, problem, recipe, to_values)
     q_mean = gpu_arrays.empty(q.array, (heads, blocks, head_dim), "float32") if smooth else None
     shift = None if k_mean is None else gpu_arrays.empty(q.array, (heads, tokens), "float32")
     made["shift"] = shift
     if heads * blocks:
         rows = recipe.smooth_q or TILE_M
-        kernel = prepass_rows.q_kernel(problem.dtype, head_dim, rows, recipe.scale_q, smooth, to_values)
+        kernel = prepass_rows.q_kernel(problem.dtype, head_dim, rows, _rule(recipe, "q"), smooth, to_values)
         arguments = (
             codes, *_or_null(scales), q.array, *_or_null(q_mean, shift, _written(q16, problem), k_mean), tables.mean_blocks,
             int(k_mean is not None), int(q16 is not None), *q.strides, tokens, blocks, problem.num_heads_q,
@@ -157,9 +158,9 @@ def _quantize_k(
     """Fills k and sfk, or k_values, of ``made``."""
     heads, head_dim, tiles = problem.batch * problem.num_heads_kv, problem.head_dim, tables.key_tiles.shape[0]
     rows = problem.seqlen_k if to_values else tiles * TILE_N
-    codes, scales = _make_rows(made, "k", k.array, heads, rows, head_dim, to_values)
+    codes, scales = _make_rows(made, "k", k.array, heads, rows, problem, recipe, to_values)
     if heads * tiles:
-        kernel = prepass_rows.k_kernel(problem.dtype, head_dim, recipe.scale_k, to_values)
+        kernel = prepass_rows.k_kernel(problem.dtype, head_dim, _rule(recipe, "k"), to_values)
         arguments = (
             codes, *_or_null(scales), k.array, *_or_null(_written(k16, problem), k_mean), tables.key_tiles,
             int(k_mean is not None), int(k16 is not None), *k.strides, problem.seqlen_k, tiles, problem.num_heads_kv,
@@ -178,27 +179,59 @@ def _quantize_v(
         outputs, kernel = (made["v_values"],), prepass_values.values_kernel(problem.dtype, head_dim, recipe.scale_v)
     else:
         made["vt"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 2), "uint8")
-        made["sfv"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 16), "uint8")
-        outputs, kernel = (made["vt"], made["sfv"]), prepass_values.v_kernel(problem.dtype, head_dim, recipe.scale_v)
+        if recipe.scale_per == "row":
+            made["sfv"] = _scales_of_v(v, problem, tables)
+        else:
+            made["sfv"] = gpu_arrays.empty(v.array, (heads, head_dim, tiles * TILE_N // 16), "uint8")
+        outputs, kernel = (made["vt"], made["sfv"]), prepass_values.v_kernel(problem.dtype, head_dim, _rule(recipe, "v"))
     if heads * tiles:
         arguments = (
             *outputs, v.array, *_or_null(_written(v16, problem)), tables.key_tiles, int(v16 is not None), *v.strides,
-            problem.seqlen_k, tiles, problem.num_heads_kv,
+            problem.seqlen_k, tiles, problem.num_heads_kv, *(() if to_values else (tables.sequences.shape[0],)),
         )  # fmt: skip
-        grid = _grid(heads * tiles * (head_dim // prepass_values.channels_of_v(head_dim)))
-        gpu_arrays.launch(kernel, grid, (prepass_values.threads_of_v(head_dim),), arguments)
+        grid = _grid(heads * tiles * (head_dim // channels_of_v(head_dim)))
+        gpu_arrays.launch(kernel, grid, (threads_of_v(head_dim),), arguments)
+
+
+def _scales_of_v(v: View, problem: Problem, tables: Tables) -> Any:
+    """amax / 6 of each channel over the tokens of each sequence, float32 (heads_kv, sequences, head_dim)."""
+    heads, head_dim = problem.batch * problem.num_heads_kv, problem.head_dim
+    tiles, sequences = tables.key_tiles.shape[0], tables.sequences.shape[0]
+    peaks = gpu_arrays.empty(v.array, (heads, tiles, head_dim // 2), "int32")
+    if heads * tiles:
+        grid = _grid(heads * tiles * (head_dim // channels_of_v(head_dim)))
+        arguments = (peaks, v.array, tables.key_tiles, *v.strides, tiles, problem.num_heads_kv)
+        kernel = prepass_legacy.v_peaks_kernel(problem.dtype, head_dim)
+        gpu_arrays.launch(kernel, grid, (threads_of_v(head_dim),), arguments)
+    scales = gpu_arrays.empty(v.array, (heads, sequences, head_dim), "float32")
+    if heads:
+        grid = _grid(heads * sequences * (head_dim // prepass_legacy.SCALE_CHANNELS))
+        arguments = (scales, peaks if tiles else 0, tables.sequences, tiles, sequences)
+        sixteen = "bfloat16" if problem.dtype == "bfloat16" else "float16"
+        kernel = prepass_legacy.v_scales_kernel(sixteen, head_dim)
+        gpu_arrays.launch(kernel, grid, (prepass_legacy.SCALE_THREADS,), arguments)
+    return scales
+
+
+def _rule(recipe: Recipe, operand: str) -> str:
+    """How kernels find the scales of q, k or v: by a rule for 16 elements, or "row"."""
+    return "row" if recipe.scale_per == "row" else getattr(recipe, f"scale_{operand}")
 
 
 def _make_rows(
-    made: dict, name: str, like: Any, heads: int, rows: int, head_dim: int, to_values: bool
+    made: dict, name: str, like: Any, heads: int, rows: int, problem: Problem, recipe: Recipe, to_values: bool
 ) -> tuple[Any, Any]:
     """New (codes, scales), or (values, None), of q or k."""
+    head_dim = problem.head_dim
     if to_values:
         values = made[f"{name}_values"] = gpu_arrays.empty(like, (heads, rows, head_dim), "float16")
         return values, None
     cols = code_cols(head_dim)
     made[name] = gpu_arrays.empty(like, (heads, rows, 8 * cols), "uint8")
-    made[f"sf{name}"] = gpu_arrays.empty(like, (heads, rows, cols), "uint8")
+    if recipe.scale_per == "row":
+        made[f"sf{name}"] = gpu_arrays.empty(like, (heads, rows), "float32")
+    else:
+        made[f"sf{name}"] = gpu_arrays.empty(like, (heads, rows, cols), "uint8")
     return made[name], made[f"sf{name}"]
 
 

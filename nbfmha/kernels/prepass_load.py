@@ -6,7 +6,11 @@ past head_dim, which head_dim 96 has, are there to write zeros.
 
 from __future__ import annotations
 
+from nbfmha.recipe import TILE_N
+
 ROWS_A_PASS = 32
+BLOCK = 16
+"""Tokens of V that a thread has, and elements that share a scale in NVFP4."""
 
 
 def code_cols(head_dim: int) -> int:
@@ -22,6 +26,16 @@ def threads_of(head_dim: int) -> int:
 def staged_words_of(head_dim: int) -> int:
     """Words of shared memory that ``make_column_sum`` wants."""
     return 16 * (threads_of(head_dim) + code_cols(head_dim))
+
+
+def channels_of_v(head_dim: int) -> int:
+    """Channels of a CTA of the kernels that read V."""
+    return min(head_dim, 128)
+
+
+def threads_of_v(head_dim: int) -> int:
+    """Threads of a CTA of the kernels that read V: one for two channels and ``BLOCK`` tokens of a tile."""
+    return channels_of_v(head_dim) // 2 * (TILE_N // BLOCK)
 
 
 def make_load_16(dtype: str):
@@ -50,6 +64,30 @@ def make_load_16(dtype: str):
             load_v4(ffi.from_buffer(wide[w:]), x, at + i64(w))
         for w in unroll(8):
             words[w] = pack(float_of(wide[2 * w + 1]), float_of(wide[2 * w]))
+
+    return load_rounded if dtype == "float32" else load_packed
+
+
+def make_load_pair(dtype: str):
+    """Device function ``(x: u32*, at) -> u32``: two neighbours from element ``at`` (i64, even) on, in the 16-bit format of
+    the call. float32 is rounded to float16."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    u32, i64 = types.uint32, types.int64
+    ffi, load_v2, float_of, pack = dev.ffi, dev.ld_global_nc_v2_u32, dev.mov_f32_b32, dev.cvt_rn_f16x2_f32
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_packed(x, at):
+        return x[at >> i64(1)]
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_rounded(x, at):
+        two = cuda.local.array(2, u32)
+        load_v2(ffi.from_buffer(two), x, at)
+        return pack(float_of(two[1]), float_of(two[0]))
 
     return load_rounded if dtype == "float32" else load_packed
 

@@ -10,6 +10,8 @@
 
 ``q`` and ``k`` write codes and scales, or with ``to_values`` what these stand for, in f16 (``dequant``).
 
+``scale`` of ``q`` and ``k`` is how the UE4M3 scale of 16 channels is chosen, or "row": one f32 scale for the row.
+
 A thread owns blocks of 16 channels, 32 rows apart: loads of 16 bytes, neighbouring threads read neighbours. No float
 atomics: the same input gives the same bits. Needs sm_80.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 import functools
 
 from nbfmha.kernels.blocks import make_quantize_block, make_round_block
+from nbfmha.kernels.prepass_legacy import make_store_rows
 from nbfmha.kernels.prepass_load import (
     ROWS_A_PASS,
     code_cols,
@@ -110,6 +113,35 @@ def make_k_mean(head_dim: int):
     return k_mean
 
 
+def _make_store(dtype: str, head_dim: int, scale: str):
+    """Device function ``(codes: u32*, scales, values: f32[16], row, col, present)``: 16 channels quantised, and written
+    where ``present``; scales u8* by 16 channels or, with "row", f32* as ``make_store_rows`` says."""
+    if scale == "row":
+        return make_store_rows(head_dim)
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    f32, u8, u32, i64 = types.float32, types.uint8, types.uint32, types.int64
+    cols, store_v2 = code_cols(head_dim), dev.st_global_v2_u32
+    quantize_block = make_quantize_block(dtype, "nvfp4", scale, False)
+
+    @cuda.jit(device=True, forceinline=True)
+    def store_blocks(codes, scales, values, row, col, present):
+        packed = cuda.local.array(2, u32)
+        if present:
+            out = row * i64(cols) + i64(col)
+            scales[out] = u8(quantize_block(values, f32(1), packed))
+            store_v2(codes, out * i64(2), packed[0], packed[1])
+
+    return store_blocks
+
+
+def _scales_pointer(scale: str) -> str:
+    return "f32*" if scale == "row" else "u8*"
+
+
 def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_values: bool):
     """Kernel ``q(codes, scales, q, q_mean, shift, q16, k_mean, blocks, has_shift, has_16, q_b, q_h, q_t, seqlen_q,
     n_blocks, num_heads_q, qhead_per_kvhead, n_sequences)``; q_mean is written with ``smooth``, q16 of a float32 q with
@@ -120,16 +152,16 @@ def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_va
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, u8, u32, i32, i64 = types.float32, types.uint8, types.uint32, types.int32, types.int64
+    f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     cols, staged_words, block_fields = code_cols(head_dim), staged_words_of(head_dim), len(MeanBlock._fields)
     pitch = 17  # of the 16 means of a column: different columns in different banks
     mean_words = pitch * cols
     halvings = cols.bit_length() - 1
     wide = dtype == "float32"
     load_16, widen_pair, load_means = make_load_16(dtype), make_widen_pair(dtype), make_load_means()
-    column_sum, quantize_block = make_column_sum(head_dim), make_quantize_block(dtype, "nvfp4", scale, False)
-    round_block, store_values = make_round_block(scale), make_store_values()
-    fma, bfly, store_v2, store_v4 = dev.fma_rn_f32, dev.shfl_sync_bfly_f32, dev.st_global_v2_u32, dev.st_global_v4_u32
+    column_sum, store = make_column_sum(head_dim), _make_store(dtype, head_dim, scale)
+    round_block, store_values = make_round_block("amax" if scale == "row" else scale), make_store_values()
+    fma, bfly, store_v4 = dev.fma_rn_f32, dev.shfl_sync_bfly_f32, dev.st_global_v4_u32
 
     @unrolled
     def q_kernel(
@@ -185,31 +217,27 @@ def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_va
             for c in unroll(16):
                 means[c] = shared_means[u32(pitch) * col + u32(c)]
 
-        packed = cuda.local.array(2, u32)
         for step in range(rows // ROWS_A_PASS):
             row = first_row + i32(step) * i32(ROWS_A_PASS)
-            if row < count:
-                out_row = i64(head) * i64(seqlen_q) + i64(first + row)
-                for w in unroll(8):
-                    words[w] = u32(0)
-                if there:
-                    load_16(q, source + i64(row) * q_t, words)
-                    if wide and has_16 != i32(0):
-                        at = (out_row * i64(head_dim) + i64(16) * i64(col)) >> i64(1)
-                        store_v4(q16, at, words[0], words[1], words[2], words[3])
-                        store_v4(q16, at + i64(4), words[4], words[5], words[6], words[7])
-                for w in unroll(8):
-                    even, odd = widen_pair(words[w])
-                    values[2 * w] = even - means[2 * w]
-                    values[2 * w + 1] = odd - means[2 * w + 1]
-                if to_values:
-                    if there:
-                        round_block(values)
-                        store_values(codes, out_row * i64(head_dim) + i64(16) * i64(col), values)
-                else:
-                    out = out_row * i64(cols) + i64(col)
-                    scales[out] = u8(quantize_block(values, f32(1), packed))
-                    store_v2(codes, out * i64(2), packed[0], packed[1])
+            out_row = i64(head) * i64(seqlen_q) + i64(first + row)
+            for w in unroll(8):
+                words[w] = u32(0)
+            if there and row < count:
+                load_16(q, source + i64(row) * q_t, words)
+                if wide and has_16 != i32(0):
+                    at = (out_row * i64(head_dim) + i64(16) * i64(col)) >> i64(1)
+                    store_v4(q16, at, words[0], words[1], words[2], words[3])
+                    store_v4(q16, at + i64(4), words[4], words[5], words[6], words[7])
+            for w in unroll(8):
+                even, odd = widen_pair(words[w])
+                values[2 * w] = even - means[2 * w]
+                values[2 * w + 1] = odd - means[2 * w + 1]
+            if to_values:
+                if there and row < count:
+                    round_block(values)
+                    store_values(codes, out_row * i64(head_dim) + i64(16) * i64(col), values)
+            else:
+                store(codes, scales, values, out_row, col, row < count)
 
     return q_kernel
 
@@ -223,13 +251,12 @@ def make_k(dtype: str, head_dim: int, scale: str, to_values: bool):
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, u8, u32, i32, i64 = types.float32, types.uint8, types.uint32, types.int32, types.int64
+    f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     cols = code_cols(head_dim)
     wide = dtype == "float32"
     load_16, widen_pair, load_means = make_load_16(dtype), make_widen_pair(dtype), make_load_means()
-    quantize_block = make_quantize_block(dtype, "nvfp4", scale, False)
-    round_block, store_values = make_round_block(scale), make_store_values()
-    store_v2, store_v4 = dev.st_global_v2_u32, dev.st_global_v4_u32
+    store, store_v4 = _make_store(dtype, head_dim, scale), dev.st_global_v4_u32
+    round_block, store_values = make_round_block("amax" if scale == "row" else scale), make_store_values()
 
     @unrolled
     def k_kernel(
@@ -247,7 +274,6 @@ def make_k(dtype: str, head_dim: int, scale: str, to_values: bool):
         means = cuda.local.array(16, f32)
         words = cuda.local.array(8, u32)
         values = cuda.local.array(16, f32)
-        packed = cuda.local.array(2, u32)
         load_means(k_mean, i64(head) * i64(n_sequences) + i64(sequence), head_dim, u32(16) * col, has_mean, means)
         for step in range(TILE_N // ROWS_A_PASS):
             token = i32(token_inside) + i32(step) * i32(ROWS_A_PASS)
@@ -272,9 +298,7 @@ def make_k(dtype: str, head_dim: int, scale: str, to_values: bool):
                     store_values(codes, out_row * i64(head_dim) + i64(16) * i64(col), values)
             else:
                 stored = i64(cta) * i64(TILE_N) + i64(step) * i64(ROWS_A_PASS) + i64(inside)
-                out = stored * i64(cols) + i64(col)
-                scales[out] = u8(quantize_block(values, f32(1), packed))
-                store_v2(codes, out * i64(2), packed[0], packed[1])
+                store(codes, scales, values, stored, col, True)
 
     return k_kernel
 
@@ -299,7 +323,8 @@ def q_kernel(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_
     constants = {"dtype": dtype, "head_dim": head_dim, "rows": rows, "scale": scale, "smooth": smooth}
     constants["to_values"] = to_values
     signature = (
-        "u32*", "u8*", "u32*", "f32*", "f32*", "u32*", "u32*", "i32*", "i32", "i32", *("i64",) * 3, *("i32",) * 5
+        "u32*", _scales_pointer(scale), "u32*", "f32*", "f32*", "u32*", "u32*", "i32*", "i32", "i32", *("i64",) * 3,
+        *("i32",) * 5,
     )  # fmt: skip
     threads = threads_of(head_dim)
     # 80 registers are enough for 16-bit inputs (for values 64), and more threads an SM hide more latency
@@ -311,7 +336,8 @@ def q_kernel(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_
 def k_kernel(dtype: str, head_dim: int, scale: str, to_values: bool) -> Kernel:
     """The ``k`` kernel for these constants."""
     constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale, "to_values": to_values}
-    signature = ("u32*", "u8*", "u32*", "u32*", "u32*", "i32*", "i32", "i32", *("i64",) * 3, *("i32",) * 4)
+    pointers = ("u32*", _scales_pointer(scale), "u32*", "u32*", "u32*", "i32*")
+    signature = (*pointers, "i32", "i32", *("i64",) * 3, *("i32",) * 4)
     threads = threads_of(head_dim)
     # ptxas makes do with 64 registers at 512 threads; for float32 that spills, unless it is told that more are to be had
     launch_bounds = (threads, max(1, 768 // threads)) if dtype == "float32" else (threads,)

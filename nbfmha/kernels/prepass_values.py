@@ -2,7 +2,8 @@
 
 ===========  =============================================================================================================
 ``v``        CTA = (kv head, tile of 64 tokens, up to 128 channels): V transposed, each thread quantises 16 tokens of two
-             channels. Reads are coalesced along channels; codes and scales go through shared memory and leave along tokens
+             channels, by a scale of their own or (``scale="row"``) the channel's. Reads are coalesced along channels;
+             codes and scales go through shared memory and leave along tokens
 ``values``   the same CTA and threads: what the codes of ``v`` and their scales stand for, in f16, where V's rows lie
              (``dequant``)
 ``convert``  a thread rounds 8 elements of a float32 input to float16
@@ -14,23 +15,13 @@ from __future__ import annotations
 import functools
 
 from nbfmha.kernels.blocks import make_quantize_block, make_round_block
-from nbfmha.kernels.prepass_load import make_widen_pair
+from nbfmha.kernels.prepass_legacy import make_encode
+from nbfmha.kernels.prepass_load import BLOCK, channels_of_v, make_load_pair, make_widen_pair, threads_of_v
 from nbfmha.recipe import TILE_N
 from ptx_inline.toolchain import Kernel
 
 CONVERT_THREADS = 256
-_BLOCK = 16
-_BLOCKS = TILE_N // _BLOCK
-
-
-def channels_of_v(head_dim: int) -> int:
-    """Channels of a CTA of the ``v`` kernel."""
-    return min(head_dim, 128)
-
-
-def threads_of_v(head_dim: int) -> int:
-    """Threads of a CTA of the ``v`` kernel: one for two channels and 16 tokens."""
-    return channels_of_v(head_dim) // 2 * _BLOCKS
+_BLOCKS = TILE_N // BLOCK
 
 
 def _make_load_pairs(dtype: str, head_dim: int):
@@ -40,11 +31,10 @@ def _make_load_pairs(dtype: str, head_dim: int):
     from numba import cuda
     from numba.core import types
 
-    from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
     u32, i32, i64 = types.uint32, types.int32, types.int64
-    ffi, float_of, pack, load_v2 = dev.ffi, dev.mov_f32_b32, dev.cvt_rn_f16x2_f32, dev.ld_global_nc_v2_u32
+    load_pair = make_load_pair(dtype)
     pairs, parts, row_pairs = channels_of_v(head_dim) // 2, head_dim // channels_of_v(head_dim), head_dim // 2
     wide = dtype == "float32"
 
@@ -55,22 +45,17 @@ def _make_load_pairs(dtype: str, head_dim: int):
         pair, block = thread % u32(pairs), thread // u32(pairs)
         part, other = cta % i32(parts), cta // i32(parts)
         head, tile = other // tiles, other % tiles
-        first = i32(u32(_BLOCK) * block)
+        first = i32(u32(BLOCK) * block)
         source, left = key_tiles[4 * tile] + first, i32(key_tiles[4 * tile + 1] - first)
         row_pair = i64(part) * i64(pairs) + i64(pair)
         at = i64(head // num_heads_kv) * v_b + i64(head % num_heads_kv) * v_h + i64(source) * v_t + i64(2) * row_pair
         at_16 = (i64(head) * i64(seqlen_k) + i64(source)) * i64(row_pairs) + row_pair
-        two = cuda.local.array(2, u32)
-        for i in unroll(_BLOCK):
+        for i in unroll(BLOCK):
             raw[i] = u32(0)
             if i32(i) < left:
-                if wide:
-                    load_v2(ffi.from_buffer(two), v, at + i64(i) * v_t)
-                    raw[i] = pack(float_of(two[1]), float_of(two[0]))
-                else:
-                    raw[i] = v[(at + i64(i) * v_t) >> i64(1)]
+                raw[i] = load_pair(v, at + i64(i) * v_t)
         if wide and has_16 != i32(0):
-            for i in unroll(_BLOCK):
+            for i in unroll(BLOCK):
                 if i32(i) < left:
                     v16[at_16 + i64(i * row_pairs)] = raw[i]
         return left, at_16
@@ -79,8 +64,8 @@ def _make_load_pairs(dtype: str, head_dim: int):
 
 
 def make_v(dtype: str, head_dim: int, scale: str):
-    """Kernel ``v(codes, scales, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv)``; v16 of a
-    float32 v is written with ``has_16``."""
+    """Kernel ``v(codes, scales, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv, n_sequences)``;
+    v16 of a float32 v is written with ``has_16``; with ``scale="row"`` the scales are read."""
     from numba import cuda
     from numba.core import types
 
@@ -93,30 +78,46 @@ def make_v(dtype: str, head_dim: int, scale: str):
     parts = head_dim // channels
     rows_a_pass = threads_of_v(head_dim) // _BLOCKS
     pitch = 2 * _BLOCKS + 1  # odd: the channels of a warp hit different banks
-    load_pairs, widen_pair = _make_load_pairs(dtype, head_dim), make_widen_pair(dtype)
-    quantize_block = make_quantize_block(dtype, "nvfp4", scale, False)
+    per_row = scale == "row"
+    load_pairs, widen_pair, encode = _make_load_pairs(dtype, head_dim), make_widen_pair(dtype), make_encode()
+    quantize_block = make_quantize_block(dtype, "nvfp4", "amax" if per_row else scale, False)
+
+    # Numba types every branch, so each kind of scale is its function
+    if per_row:
+
+        @cuda.jit(device=True, forceinline=True)
+        def quantize(values, packed, staged_scales, channel, block, scales, at):
+            encode(values, scales[at + i64(channel)], packed)
+
+    else:
+
+        @cuda.jit(device=True, forceinline=True)
+        def quantize(values, packed, staged_scales, channel, block, scales, at):
+            staged_scales[channel, block] = u8(quantize_block(values, f32(1), packed))
 
     @unrolled
-    def v_kernel(codes, scales, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv):
+    def v_kernel(codes, scales, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv, n_sequences):
         staged = cuda.shared.array((channels, pitch), u32)
         staged_scales = cuda.shared.array((channels, _BLOCKS), u8)
         thread, cta = u32(cuda.threadIdx.x), i32(cuda.blockIdx.x)
         pair, block = thread % u32(pairs), thread // u32(pairs)
         part, other = cta % i32(parts), cta // i32(parts)
         head, tile = other // tiles, other % tiles
-        raw = cuda.local.array(_BLOCK, u32)
-        values = cuda.local.array(_BLOCK, f32)
+        scale_row = i64(head) * i64(n_sequences) + i64(key_tiles[4 * tile + 3])
+        scale_at = scale_row * i64(head_dim) + i64(part) * i64(channels)
+        raw = cuda.local.array(BLOCK, u32)
+        values = cuda.local.array(BLOCK, f32)
         packed = cuda.local.array(2, u32)
         load_pairs(raw, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv)
         channel = u32(2) * pair
-        for i in unroll(_BLOCK):
+        for i in unroll(BLOCK):
             values[i], _ = widen_pair(raw[i])
-        staged_scales[channel, block] = u8(quantize_block(values, f32(1), packed))
+        quantize(values, packed, staged_scales, channel, block, scales, scale_at)
         for w in unroll(2):
             staged[channel, u32(2) * block + u32(w)] = packed[w]
-        for i in unroll(_BLOCK):
+        for i in unroll(BLOCK):
             _, values[i] = widen_pair(raw[i])
-        staged_scales[channel + u32(1), block] = u8(quantize_block(values, f32(1), packed))
+        quantize(values, packed, staged_scales, channel + u32(1), block, scales, scale_at)
         for w in unroll(2):
             staged[channel + u32(1), u32(2) * block + u32(w)] = packed[w]
         cuda.syncthreads()
@@ -127,7 +128,8 @@ def make_v(dtype: str, head_dim: int, scale: str):
             row = u32(step) + thread // u32(_BLOCKS)
             out = (i64(head) * i64(head_dim) + i64(part) * i64(channels) + i64(row)) * i64(tiles) + i64(tile)
             out = out * i64(_BLOCKS) + i64(column)
-            scales[out] = staged_scales[row, column]
+            if not per_row:
+                scales[out] = staged_scales[row, column]
             store_v2(codes, out * i64(2), staged[row, u32(2) * column], staged[row, u32(2) * column + u32(1)])
 
     return v_kernel
@@ -150,19 +152,19 @@ def make_values(dtype: str, head_dim: int, scale: str):
 
     @unrolled
     def values_kernel(values, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv):
-        raw = cuda.local.array(_BLOCK, u32)
-        channel = cuda.local.array(_BLOCK, f32)
+        raw = cuda.local.array(BLOCK, u32)
+        channel = cuda.local.array(BLOCK, f32)
         left, at = load_pairs(raw, v, v16, key_tiles, has_16, v_b, v_h, v_t, seqlen_k, tiles, num_heads_kv)
         # one channel after the other, what is done in the halves of ``raw``: registers for twice the threads
-        for i in unroll(_BLOCK):
+        for i in unroll(BLOCK):
             channel[i], _ = widen_pair(raw[i])
         round_block(channel)
-        for i in unroll(_BLOCK):
+        for i in unroll(BLOCK):
             rounded = pack(f32(0), channel[i])
             _, channel[i] = widen_pair(raw[i])
             raw[i] = rounded
         round_block(channel)
-        for i in unroll(_BLOCK):
+        for i in unroll(BLOCK):
             if i32(i) < left:
                 values[at + i64(i * row_pairs)] = raw[i] | pack(channel[i], f32(0))
 
@@ -204,7 +206,8 @@ def make_convert(head_dim: int):
 def v_kernel(dtype: str, head_dim: int, scale: str) -> Kernel:
     """The ``v`` kernel for these constants."""
     constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale}
-    signature = ("u32*", "u8*", "u32*", "u32*", "i32*", "i32", *("i64",) * 3, *("i32",) * 3)
+    scales = "f32*" if scale == "row" else "u8*"
+    signature = ("u32*", scales, "u32*", "u32*", "i32*", "i32", *("i64",) * 3, *("i32",) * 4)
     threads = threads_of_v(head_dim)
     # ptxas makes do with 64 registers; for float32 that spills on sm_120a, unless it is told that 80 are to be had
     launch_bounds = (threads, max(1, 768 // threads)) if dtype == "float32" else (threads,)

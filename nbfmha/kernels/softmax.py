@@ -45,8 +45,8 @@ def places(tokens: str) -> tuple[tuple[int, ...], ...]:
 
 def make_mask(tokens: str):
     """Device function ``(acc_s: f32[8, 4], position, window_left, window_right, seqlen_k, first_n, thread_in_group)``:
-    scores of the tile from key ``first_n`` on become -inf where a row does not see the key; ``position``: of side 0's row on
-    the keys."""
+    scores of the tile from key ``first_n`` on become -inf where a row does not see the key; ``position``: of side 0's row
+    on the keys."""
     import numpy as np
     from numba import cuda
     from numba.core import types

@@ -9,7 +9,7 @@ the tile, and these are the nibbles of its A fragment in the second MMA (PTX ISA
 from __future__ import annotations
 
 from nbfmha.kernels.mma import make_mma
-from nbfmha.kernels.tile_codes import V_PITCH, Stage
+from nbfmha.kernels.tile_codes import V_PITCH, Stage, make_load_q_codes
 from nbfmha.recipe import TILE_N
 
 
@@ -23,19 +23,13 @@ def make_load_q(head_dim: int):
     from ptx_inline.unroll import unroll, unrolled
 
     u32, i32, i64 = types.uint32, types.int32, types.int64
-    load = dev.ld_global_nc_u32
+    load, load_codes = dev.ld_global_nc_u32, make_load_q_codes(head_dim)
     k_steps = Stage(head_dim).k_steps
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def load_q(a, sfa, q, sfq, first_row, rows, row, thread_in_group):
-        for k_step in unroll(k_steps):
-            for r in unroll(4):
-                this = i32(row + i32(8 * (r & 1)))
-                a[k_step, r] = u32(0)
-                if this < rows:
-                    word = i64(thread_in_group) * i64(4) + i64(32 * k_step + 16 * (r >> 1))
-                    a[k_step, r] = load(q, (first_row + i64(this)) * i64(32 * k_steps) + word)
+        load_codes(a, q, first_row, rows, row, thread_in_group)
         # lanes 0, 1 of a quad supply the scales of rows g, g + 8 of an even k step, lanes 2, 3 those of the odd one
         this = i32(row + i32(8) * (thread_in_group & i32(1)))
         for pair in unroll((k_steps + 1) // 2):

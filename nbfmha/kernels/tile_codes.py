@@ -5,8 +5,8 @@ The 64 corrections of the query block (delta) come with it, to a place of their 
 ==============  =====================================================================================================
 K codes         64 rows of 32 bytes a k step of 64 channels, pitch 16 bytes more: no bank conflict for ``ldmatrix``
 V codes         head_dim rows of 32 bytes (64 tokens), pitch 48
-sfk             64 rows of 4 bytes a k step
-sfv             head_dim words: the four blocks of 16 tokens of one channel
+sfk             64 rows of 4 bytes a k step; with one scale a row, of 4 bytes: an f32
+sfv             head_dim words: the four blocks of 16 tokens of one channel; with one scale a row, nothing
 ==============  =====================================================================================================
 """
 
@@ -25,9 +25,10 @@ t and lane q of a quad, at 16 (4 t + q), are what its four scores start from."""
 
 @dataclass(frozen=True)
 class Stage:
-    """Byte offsets of the parts of a stage, for one head_dim."""
+    """Byte offsets of the parts of a stage, for one head_dim. per_row: a float32 scale a row, not one for 16 elements."""
 
     head_dim: int
+    per_row: bool = False
 
     @property
     def k_steps(self) -> int:
@@ -47,16 +48,47 @@ class Stage:
         return self.v + self.head_dim * V_PITCH
 
     @property
+    def sfk_pitch(self) -> int:
+        return 4 if self.per_row else 4 * self.k_steps
+
+    @property
     def sfv(self) -> int:
-        return self.sfk + TILE_N * 4 * self.k_steps
+        return self.sfk + TILE_N * self.sfk_pitch
 
     @property
     def bytes(self) -> int:
-        return self.sfv + 4 * self.head_dim
+        return self.sfv + (0 if self.per_row else 4 * self.head_dim)
 
 
-def make_load_codes(head_dim: int, has_delta: bool):
-    """Device functions that bring tiles to a stage, asynchronously.
+def make_load_q_codes(head_dim: int):
+    """Device function ``(a: u32[k_steps, 4], q: u8*, first_row, rows, row, thread_in_group)``: the words of codes that are
+    A fragments of m16n8k64 for the queries ``row`` and ``row + 8`` after ``first_row`` (i64); zeros from ``rows`` on."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, i32, i64 = types.uint32, types.int32, types.int64
+    load = dev.ld_global_nc_u32
+    k_steps = Stage(head_dim).k_steps
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def load_q_codes(a, q, first_row, rows, row, thread_in_group):
+        for k_step in unroll(k_steps):
+            for r in unroll(4):
+                this = i32(row + i32(8 * (r & 1)))
+                a[k_step, r] = u32(0)
+                if this < rows:
+                    word = i64(thread_in_group) * i64(4) + i64(32 * k_step + 16 * (r >> 1))
+                    a[k_step, r] = load(q, (first_row + i64(this)) * i64(32 * k_steps) + word)
+
+    return load_q_codes
+
+
+def make_load_codes(head_dim: int, has_delta: bool, per_row: bool = False):
+    """Device functions that bring tiles to a stage, asynchronously. per_row: as ``Stage`` has it; sfv is not read then.
 
     ``begin(at: i64[5], kv_head, delta_first, first, padded, thread)``: where the thread's part of the tile at padded row
     ``first`` begins in k, sfk, vt, sfv and delta, in bytes. kv_head: i64, in rows of ``padded``; delta_first: i64, the
@@ -72,8 +104,9 @@ def make_load_codes(head_dim: int, has_delta: bool):
     u32, i32, i64 = types.uint32, types.int32, types.int64
     # scales and deltas come in words, one or more a thread: one address in shared memory serves them all
     cp_async_16, cp_async_4 = dev.cp_async_cg_16, dev.cp_async_ca_4
-    stage = Stage(head_dim)
+    stage = Stage(head_dim, per_row)
     k_steps, k_pitch, at_v, at_sfk, at_sfv = stage.k_steps, stage.k_pitch, stage.v, stage.sfk, stage.sfv
+    sfk_pitch, sfk_words = stage.sfk_pitch, TILE_N * stage.sfk_pitch // 4
     chunks, rows_a_pass = 2 * k_steps, THREADS // (2 * k_steps)
     delta_token = make_delta_token("stored")
 
@@ -83,7 +116,7 @@ def make_load_codes(head_dim: int, has_delta: bool):
         key = kv_head * i64(padded) + i64(first)
         row = kv_head * i64(head_dim)
         at[0] = key * i64(32 * k_steps) + i64(lane * u32(16))  # K's rows of a tile lie end to end
-        at[1] = key * i64(4 * k_steps) + i64(lane * u32(4))
+        at[1] = key * i64(sfk_pitch) + i64(lane * u32(4))
         half = i64((lane & u32(1)) * u32(16))
         at[2] = (row + i64(lane >> u32(1))) * i64(padded >> i32(1)) + i64(first >> i32(1)) + half
         at[3] = (row + i64(lane)) * i64(padded >> i32(4)) + i64(first >> i32(4))
@@ -97,14 +130,14 @@ def make_load_codes(head_dim: int, has_delta: bool):
         to = smem + (lane // u32(chunks)) * u32(k_pitch) + (lane % u32(chunks)) * u32(16)
         for i in unroll(TILE_N // rows_a_pass):
             cp_async_16(to + u32(i * rows_a_pass * k_pitch), k, at[0] + i64(16 * THREADS * i), u32(16))
-        for i in unroll(-(-TILE_N * k_steps // THREADS)):
-            if TILE_N * k_steps >= THREADS or lane < u32(TILE_N * k_steps):
+        for i in unroll(-(-sfk_words // THREADS)):
+            if sfk_words >= THREADS or lane < u32(sfk_words):
                 cp_async_4(smem + u32(at_sfk + 4 * THREADS * i) + lane * u32(4), sfk, at[1] + i64(4 * THREADS * i), u32(4))
         to = smem + u32(at_v) + (lane >> u32(1)) * u32(V_PITCH) + (lane & u32(1)) * u32(16)
         for i in unroll(-(-head_dim // 64)):
             if 64 * (i + 1) <= head_dim or lane < u32(2 * head_dim - THREADS * i):
                 cp_async_16(to + u32(64 * V_PITCH * i), vt, at[2] + i64(64 * i) * i64(padded >> i32(1)), u32(16))
-        for i in unroll(-(-head_dim // THREADS)):
+        for i in unroll(0 if per_row else -(-head_dim // THREADS)):
             if THREADS * (i + 1) <= head_dim or lane < u32(head_dim - THREADS * i):
                 to = smem + u32(at_sfv + 4 * THREADS * i) + lane * u32(4)
                 cp_async_4(to, sfv, at[3] + i64(THREADS * i) * i64(padded >> i32(4)), u32(4))
@@ -114,7 +147,7 @@ def make_load_codes(head_dim: int, has_delta: bool):
     @cuda.jit(device=True, forceinline=True)
     def advance(at):
         at[0] += i64(TILE_N * 32 * k_steps)
-        at[1] += i64(TILE_N * 4 * k_steps)
+        at[1] += i64(TILE_N * sfk_pitch)
         at[2] += i64(TILE_N // 2)
         at[3] += i64(TILE_N // 16)
         at[4] += i64(4 * TILE_N)

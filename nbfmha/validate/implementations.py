@@ -13,7 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from nbfmha import doctor
+from nbfmha.call import DEFAULT_RECIPE
 from nbfmha.emulated import EmulatedArray, Machine
+from nbfmha.recipe import PRESETS, Recipe, resolve_recipe
 
 #: Implementations, in the order in which ``auto`` tries them.
 PREFERENCE = ("blockscale", "dequant", "emulated", "reference")
@@ -59,7 +61,7 @@ class Implementation(Protocol):
     name: as in the table; proof: how a result comes about, for the summary; accumulation: what its error budget
     follows from; on_gpu: it runs on this machine's GPU; runs_kernels: it is a ``KernelRunner``; multiplies_scales: the
     scales are factors of an addend (else they are multiplied into the elements beforehand); scale_sources: where the
-    tiled kernel can read scales from.
+    tiled kernel can read scales from; recipes: the presets that ``attention`` takes.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Implementation(Protocol):
     runs_kernels: bool
     multiplies_scales: bool
     scale_sources: tuple[str, ...]
+    recipes: tuple[Recipe, ...]
 
     def qk(self, q, k, *, scales_in: str) -> np.ndarray:
         """Scores q k^T of two NVFP4 ``QuantizedTensor``s in NumPy arrays: float32 (..., heads, tokens q, tokens k)."""
@@ -98,6 +101,7 @@ class Reference:
     runs_kernels = False
     multiplies_scales = True
     scale_sources = ("host memory",)
+    recipes = tuple(PRESETS.values())
 
     def __init__(self):
         self.accumulation = Accumulation.of_instruction(BLOCK_SCALE_MMA, 2.0**-6)
@@ -137,6 +141,10 @@ class KernelRunner(ABC):
         return self.kernels == "blockscale"
 
     @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        return tuple(recipe for recipe in PRESETS.values() if recipe.scale_per == "block" or self.kernels == "blockscale")
+
+    @property
     def accumulation(self) -> Accumulation:
         if self.kernels == "blockscale":
             return Accumulation.of_instruction(BLOCK_SCALE_MMA, 2.0**-6, self.target)
@@ -160,7 +168,9 @@ class KernelRunner(ABC):
         from nbfmha.forward import attention
 
         q, k, v = (self.to_device(np.ascontiguousarray(array)) for array in (q, k, v))
-        out, lse = attention(q, k, v, **options, impl=self.kernels, return_lse=True)
+        one_scale_a_row = resolve_recipe(options.get("recipe", DEFAULT_RECIPE)).scale_per == "row"
+        impl = "legacy" if one_scale_a_row else self.kernels
+        out, lse = attention(q, k, v, **options, impl=impl, return_lse=True)
         return out.copy_to_host(), lse.copy_to_host()
 
     def probe(self, mma: str, a, b, c, sfa, sfb, thread_id_a: int = 0, thread_id_b: int = 0) -> np.ndarray:

@@ -49,6 +49,10 @@ extern "C" __device__ u32 ld_shared_u32(u32 address) {
   return value;
 }
 
+extern "C" __device__ void ld_shared_v2_u32(u32 *dst, u32 address) {
+  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(dst[0]), "=r"(dst[1]) : "r"(address) : "memory");
+}
+
 extern "C" __device__ void ld_shared_v4_u32(u32 *dst, u32 address) {
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(dst[0]), "=r"(dst[1]), "=r"(dst[2]), "=r"(dst[3])

@@ -34,3 +34,16 @@ extern "C" __device__ void mma_m16n8k32_f8f6f4_e2m1_e2m1(float *d, const u32 *a,
 #error "mma kind::f8f6f4 needs sm_120a or sm_121a"
 #endif
 }
+
+// PTX ISA 8.7+, sm_120a. A in e4m3, B in e2m1 (bits [5:2] of a byte); no scales.
+extern "C" __device__ void mma_m16n8k32_f8f6f4_e4m3_e2m1(float *d, const u32 *a, const u32 *b, const float *c) {
+#if defined(__CUDA_ARCH_FEAT_SM120_ALL) || defined(__CUDA_ARCH_FEAT_SM121_ALL)
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.kind::f8f6f4.f32.e4m3.e2m1.f32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+               : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+                 "f"(c[3]));
+#else
+#error "mma kind::f8f6f4 needs sm_120a or sm_121a"
+#endif
+}

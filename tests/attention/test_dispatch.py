@@ -55,7 +55,7 @@ class TestExplain:
             "attention, float16, batch 1, 4 heads on 2, 70 x 150 tokens, head_dim 64, causal, window (30, 0), sinks, "
             "recipe accurate; numpy, in host memory\n"
             "  blockscale  no   the arrays are in host memory; move them to a GPU, or ask for 'emulated'\n"
-            "  legacy      no   not part of nbfmha yet: its MMA, f8f6f4.m16n8k32, is here as a probe alone\n"
+            "  legacy      no   the arrays are in host memory; move them to a GPU, or ask for 'emulated'\n"
             "  dequant     no   the arrays are in host memory; move them to a GPU, or ask for 'emulated'\n"
             "  emulated    yes  the PTX of blockscale for sm_120a, run on this CPU; by name alone, it takes its time\n"
             "  reference   yes  NumPy, float64: the recipe's model\n"
@@ -96,6 +96,29 @@ class TestExplain:
         assert str(target or "in host memory") in explanation.call
         if target == "sm_90a":
             assert explanation["blockscale"].reason == "the block-scale MMA needs sm_120a or sm_121a, this is sm_90a"
+
+    @pytest.mark.parametrize(
+        ("target", "runs", "auto"),
+        [
+            (None, {"emulated", "reference"}, "reference"),
+            ("sm_90a", set(), None),
+            ("sm_120a", {"legacy"}, "legacy"),
+            ("sm_121a", {"legacy"}, "legacy"),
+        ],
+    )
+    def test_one_scale_a_row_is_for_legacy(self, set_gate, target, runs, auto):
+        for gate in (None, "0"):
+            set_gate(gate)
+            explanation = explain(PROBLEM, recipe="legacy", target=target)
+            assert {choice.name for choice in explanation.choices if choice.runs} == runs
+            assert explanation.auto == auto
+        assert explanation["emulated"].reason.startswith("the PTX of legacy for sm_120a" if target is None else "the arr")
+        if target == "sm_90a":
+            assert explanation["legacy"].reason == "f8f6f4 needs sm_120a or sm_121a, this is sm_90a"
+            assert explanation["dequant"].reason.startswith("scale_per='row' runs by 'legacy' alone")
+        if target == "sm_120a":
+            other = explain(PROBLEM, target=target)["legacy"].reason
+            assert other == "legacy runs recipes with scale_per='row', such as recipe='legacy'"
 
     @pytest.mark.parametrize("arch", ["sm_80", "sm_120a"])
     def test_emulated_arrays_are_run_as_on_their_machine(self, arch):
@@ -210,9 +233,18 @@ class TestContract:
         out = np.full_like(q, 7) if place == "host" else q.machine.empty(q.shape, "float16")
         with caplog.at_level(logging.INFO, "nbfmha"):
             assert getattr(nbfmha, f"fmha_prefill_{name}")(q, k, v, out, causal=True) is False
-        reason = explain(q, k, v)[name].reason
+        reason = explain(q, k, v, recipe="legacy" if name == "legacy" else "accurate")[name].reason
         assert f"fmha_prefill_{name} declines: {reason}" in [record.getMessage() for record in caplog.records]
         assert (out == 7).all() if place == "host" else out.content is None
+
+    def test_legacy_declines_another_recipe_and_quantised_tensors(self, caplog):
+        q, k, v = emulated("sm_120a")
+        out = q.machine.empty(q.shape, "float16")
+        with caplog.at_level(logging.INFO, "nbfmha"):
+            assert nbfmha.fmha_prefill_legacy(q, k, v, out, recipe="accurate") is False
+            host = arrays()
+            assert nbfmha.fmha_prefill_legacy(host[0], *map(nbfmha.quantize, host[1:]), np.empty_like(host[0])) is False
+        assert any("such as recipe='legacy'" in record.getMessage() for record in caplog.records)
 
     def test_declines_behind_the_gate(self, set_gate):
         set_gate("0")

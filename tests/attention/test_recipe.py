@@ -7,6 +7,7 @@ import pytest
 from nbfmha.recipe import PRESETS, Recipe, resolve_recipe
 
 FP4_PV = {"pv": "nvfp4", "v_axis": "tokens"}
+ROWS = {"scale_per": "row", "pv": "e4m3", "v_axis": "tokens"}
 FOUR_OVER_SIX = {f"scale_{x}": "four_over_six" for x in "qkv"}
 
 
@@ -17,13 +18,14 @@ def test_presets():
         "fast": FP4_PV | FOUR_OVER_SIX | {"smooth_k": True, "smooth_q": 64, "diagonal_tiles": 0, "sink_tokens": 64},
         "accurate": FOUR_OVER_SIX
         | {"pv": "f16", "v_axis": "tokens", "smooth_k": True, "smooth_q": 64, "diagonal_tiles": 1, "sink_tokens": 64},
+        "legacy": ROWS | {"smooth_k": True},
     }
     assert list(PRESETS) == list(expected)
     for name, changed in expected.items():
         for field in fields(Recipe):
             assert getattr(PRESETS[name], field.name) == changed.get(field.name, field.default), (name, field.name)
     assert {name: recipe.has_windows for name, recipe in PRESETS.items()} == {
-        "naive": False, "sage3": False, "fast": True, "accurate": True,
+        "naive": False, "sage3": False, "fast": True, "accurate": True, "legacy": False,
     }  # fmt: skip
 
 
@@ -51,6 +53,8 @@ def test_a_recipe_is_a_value():
         {"qk": "f16"},
         {"qk": "f16", "v_format": "f16"},
         {"qk": "f16", "row_sum": "rounded", **FP4_PV},
+        ROWS,
+        {**ROWS, "smooth_q": 64, "row_sum": "rounded", "sink_tokens": 64, "diagonal_tiles": 1},
     ],
     ids=str,
 )
@@ -65,7 +69,14 @@ def test_every_option_stands_alone(change):
     ("change", "error", "text"),
     [
         ({"qk": "fp8"}, ValueError, "qk must be one of 'nvfp4', 'f16', got 'fp8'"),
-        ({"pv": None}, ValueError, "pv must be one of 'f16', 'nvfp4', got None"),
+        ({"pv": None}, ValueError, "pv must be one of 'f16', 'nvfp4', 'e4m3', got None"),
+        ({"scale_per": "tensor"}, ValueError, "scale_per must be one of 'block', 'row', got 'tensor'"),
+        ({"pv": "e4m3"}, ValueError, "scale_per must be 'row' with pv='e4m3', got 'block'; .*; pv='nvfp4' has"),
+        ({"scale_per": "row"}, ValueError, "pv must be 'e4m3' with scale_per='row', got 'f16'; scale_per='block' takes"),
+        ({**ROWS, "v_axis": "head_dim"}, ValueError, "v_axis must be 'tokens' with scale_per='row', got 'head_dim'"),
+        ({**ROWS, "qk": "f16"}, ValueError, "qk must be 'nvfp4' with scale_per='row', got 'f16'"),
+        ({**ROWS, "v_format": "f16"}, ValueError, "v_format must be 'nvfp4' with scale_per='row', got 'f16'"),
+        ({**ROWS, "scale_k": "four_over_six"}, ValueError, "scale_k must be 'amax' with scale_per='row', got 'four"),
         ({"scale_v": "4/6"}, ValueError, "scale_v must be one of 'amax', 'four_over_six', got '4/6'"),
         ({"row_sum": "both"}, ValueError, "row_sum must be one of 'exact', 'rounded', got 'both'"),
         ({"smooth_k": 1}, TypeError, "smooth_k must be True or False, got 1"),
@@ -108,7 +119,7 @@ def test_names():
     assert resolve_recipe("accurate") is PRESETS["accurate"]
     recipe = Recipe(smooth_k=True)
     assert resolve_recipe(recipe) is recipe
-    with pytest.raises(ValueError, match="recipe must be one of 'naive', 'sage3', 'fast', 'accurate', got 'sage2'"):
+    with pytest.raises(ValueError, match=r"recipe must be one of 'naive', 'sage3', .*'legacy', got 'sage2'"):
         resolve_recipe("sage2")
     with pytest.raises(TypeError, match="recipe must be a Recipe or the name of a preset, got NoneType"):
         resolve_recipe(None)

@@ -13,6 +13,7 @@ from nbfmha.recipe import PRESETS, Recipe
 from nbfmha.recipe_model import ROW_MAX, forward, keys_in_16_bits, pre_pass, recipe_attention
 
 FP4_PV = {"pv": "nvfp4", "v_axis": "tokens"}
+ROWS = {"scale_per": "row", "pv": "e4m3", "v_axis": "tokens"}
 BARE = {
     "K smoothing": Recipe(smooth_k=True),
     "Q smoothing": Recipe(smooth_q=64),
@@ -25,6 +26,8 @@ BARE = {
     "rounded sum": Recipe(**FP4_PV, row_sum="rounded"),
     "diagonal": Recipe(diagonal_tiles=0),
     "sink tokens": Recipe(**FP4_PV, sink_tokens=64),
+    "rows": Recipe(**ROWS),
+    "rows and windows": Recipe(**ROWS, smooth_k=True, smooth_q=64, diagonal_tiles=0, sink_tokens=64, row_sum="rounded"),
 }
 RECIPES = PRESETS | BARE
 
@@ -53,12 +56,19 @@ def to_nvfp4(x, rule):
     return (codes.astype(float) * scale).reshape(padded.shape)[:, :length]
 
 
+def to_rows(x):
+    """One float32 scale a row, by ml_dtypes; float64."""
+    scale = np.abs(x).max(axis=-1, keepdims=True, initial=0).astype(np.float32) / np.float32(6)
+    codes = (x.astype(np.float32) / np.where(scale == 0, np.inf, scale)).clip(-6, 6).astype(ml_dtypes.float4_e2m1fn)
+    return codes.astype(float) * scale
+
+
 def tile_loop(q, k, v, recipe, *, causal=False, window=(None, None), softcap=None, q_offset=None, sinks=None,
               order="ascending", dtype=np.float16):  # fmt: skip
     """One head, one block of 64 queries and one tile of 64 keys at a time, with running max, sum and accumulator."""
     (heads_q, seqlen_q, head_dim), (heads_kv, seqlen_k, _) = q.shape, k.shape
     offset = seqlen_k - seqlen_q if q_offset is None else q_offset
-    scale, p_scale = 1 / np.sqrt(head_dim), 2688 if recipe.pv == "nvfp4" else 1
+    scale, p_scale = 1 / np.sqrt(head_dim), {"f16": 1, "nvfp4": 2688, "e4m3": 448}[recipe.pv]
     left, right = window
     out, lse = np.zeros((heads_q, seqlen_q, v.shape[-1])), np.full((heads_q, seqlen_q), -np.inf)
     for h in range(heads_q):
@@ -72,6 +82,8 @@ def tile_loop(q, k, v, recipe, *, causal=False, window=(None, None), softcap=Non
             vq = to_nvfp4(vh.T, recipe.scale_v).T
         elif recipe.v_format == "nvfp4":
             vq = to_nvfp4(vh, recipe.scale_v)
+        if recipe.scale_per == "row":
+            kq, vq = to_rows(ks), to_rows(vh.T).T
         for i in range(0, seqlen_q, 64):
             rows = np.arange(i, min(i + 64, seqlen_q))
             qm = np.zeros((1, head_dim), np.float32)
@@ -79,7 +91,10 @@ def tile_loop(q, k, v, recipe, *, causal=False, window=(None, None), softcap=Non
                 start = i // recipe.smooth_q * recipe.smooth_q
                 qm = qh[start : start + recipe.smooth_q].mean(axis=0, keepdims=True).astype(np.float32)
             qs = (qh[rows] - qm).astype(np.float32)
-            qs = to_nvfp4(qs, recipe.scale_q) if recipe.qk == "nvfp4" else qs.astype(float)
+            if recipe.scale_per == "row":
+                qs = to_rows(qs)
+            else:
+                qs = to_nvfp4(qs, recipe.scale_q) if recipe.qk == "nvfp4" else qs.astype(float)
             m, total, acc = np.full(len(rows), -np.inf), np.zeros(len(rows)), np.zeros((len(rows), v.shape[-1]))
             tiles = range(0, seqlen_k, 64)
             for j in tiles if order == "ascending" else reversed(tiles):
@@ -109,6 +124,8 @@ def tile_loop(q, k, v, recipe, *, causal=False, window=(None, None), softcap=Non
                 rounded = p.astype(np.float32).astype(dtype).astype(float)
                 if recipe.pv == "nvfp4" and not exact:
                     rounded = to_nvfp4(p, "amax")
+                if recipe.pv == "e4m3" and not exact:
+                    rounded = p.astype(np.float32).clip(max=448).astype(ml_dtypes.float8_e4m3fn).astype(float)
                 decay = np.exp(m - base)
                 total = total * decay + (rounded if recipe.row_sum == "rounded" else p).sum(axis=1)
                 acc = acc * decay[:, None] + rounded @ (vh if exact else vq)[keys]
@@ -145,7 +162,7 @@ def test_matches_a_loop_of_tiles(recipe, options):
     assert_equals_loop(*make(seqlen_q=150, seqlen_k=201), recipe, **options)
 
 
-@pytest.mark.parametrize("name", ["sage3", "fast", "accurate"])
+@pytest.mark.parametrize("name", ["sage3", "fast", "accurate", "legacy"])
 @pytest.mark.parametrize(
     "options",
     [
@@ -204,6 +221,8 @@ def test_one_hot_values_show_the_weight_of_every_key(name):
     # f16: as above. nvfp4: E2M1's largest gap, 4 to 6, leaves 1/6 of the block's largest, and its scale 1/16 more
     block_max = np.repeat(expected.reshape(2, 64, 4, 16).max(axis=-1), 16, axis=-1)
     budget = expected * 2**-11 + 2**-24 if recipe.pv == "f16" else block_max * (1 / 6 + 1 / 16) + 1e-5
+    if recipe.pv == "e4m3":  # half a unit of four significant bits; subnormal below 2^-6 of 448
+        budget = expected * 2**-4 + 2**-10 / 448
     assert (np.abs(out / 6 - expected) <= budget).all()
 
 
@@ -286,7 +305,8 @@ def test_float32_input_is_rounded_to_the_format_of_the_call():
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_zero_blocks_and_tiny_values(name):
-    """Zero blocks are zeros, not NaN; values whose UE4M3 scale is subnormal keep a value, smaller ones become zeros."""
+    """Zero blocks are zeros, not NaN; values whose UE4M3 scale is subnormal keep a value, smaller ones become zeros (but
+    float32 scales hold them)."""
     q, k, v = make(seqlen_q=70, seqlen_k=200)
     k[:, 64:96], v[:, 100:164], q[:, :16], q[..., 16:] = 0, 0, 0, 0
     problem, recipe = Problem.of(q, k, v), replace(PRESETS[name], diagonal_tiles=None, sink_tokens=0)
@@ -296,7 +316,7 @@ def test_zero_blocks_and_tiny_values(name):
         operands = pre_pass(q, k, tiny, problem, recipe)[0]
         out, _ = recipe_attention(q, k, tiny, problem, recipe)
         assert np.isfinite(out).all()
-        assert out.any() == operands.v_nvfp4.any() == survives
+        assert out.any() == operands.v_nvfp4.any() == (survives or recipe.scale_per == "row")
         assert_equals_loop(q, k, tiny, recipe)
 
 

@@ -24,7 +24,7 @@ def test_the_reference_supports_everything(rows):
 
 def test_kernels_support_what_the_issue_asks_for(rows):
     for name in ("blockscale", "dequant", "emulated"):
-        for title in ("dtype", "recipe", "causal, window, q_offset, softcap, sinks, packed sequences, GQA, MQA"):
+        for title in ("dtype", "causal, window, q_offset, softcap, sinks, packed sequences, GQA, MQA"):
             assert rows[title][name] == rows[title]["reference"]
         assert rows["`QuantizedTensor`s: q, k and v, V's scales along tokens"][name] == "yes"
         assert rows["`QuantizedTensor`s: a global scale"][name] == "none"
@@ -33,8 +33,20 @@ def test_kernels_support_what_the_issue_asks_for(rows):
     assert rows["runs on"]["dequant"].startswith("sm_80, ")
 
 
-def test_what_is_not_there_is_said(rows):
-    assert {row["legacy"] for row in rows.values()} == {"nothing yet", "none"}
+def test_recipes_by_kind_of_scale(rows):
+    blocks = ", ".join(name for name, recipe in PRESETS.items() if recipe.scale_per == "block")
+    assert rows["recipe"] == {
+        "blockscale": blocks, "legacy": "legacy", "dequant": blocks,
+        "emulated": rows["recipe"]["reference"], "reference": ", ".join(PRESETS),
+    }  # fmt: skip
+
+
+def test_legacy_runs_its_own_recipe_where_blockscale_runs(rows):
+    for title in ("runs on", "head_dim", "dtype", "any seqlen_q and seqlen_k, 0 and 1 too"):
+        assert rows[title]["legacy"] == rows[title]["blockscale"]
+    assert rows["everything in 16 bits"]["legacy"] == "none"
+    quantised = [cells["legacy"] for title, cells in rows.items() if title.startswith("`QuantizedTensor`s")]
+    assert quantised == ["none"] * 4
 
 
 def test_cells_name_the_targets_that_lack_something(monkeypatch):

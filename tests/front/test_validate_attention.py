@@ -19,7 +19,7 @@ from nbfmha.viz.attention import KINDS, online_softmax, tile_kinds
 
 CASES = select_cases("attention")
 ON_IMPLEMENTATION = [case for case in CASES if case.evidence == "implementation"]
-NEED_KERNELS = ("real_naive", "real_sage3", "real_fast", "real_accurate")
+NEED_KERNELS = ("real_naive", "real_sage3", "real_fast", "real_accurate", "real_legacy")
 CAUSAL = Problem(1, 1, 1, 512, 512, 64, causal=True)
 
 
@@ -71,6 +71,11 @@ class TestCases:
         outcome = run_case(case, Context(Reference(), seed=seed))
         assert outcome.result.status != "fail", outcome.result.reason
 
+    def test_legacy_on_the_emulator(self):
+        outcome = run_case(case_named("real_legacy"), Context(Emulated("sm_120a")))
+        assert outcome.result.status == "pass", outcome.result.reason
+        assert 0 < outcome.result.details["relative_l2"] < 1e-3
+
     @pytest.mark.parametrize("name", ["real_accurate", "packed"])
     def test_on_the_emulator(self, name):
         """One recipe, so one set of kernels."""
@@ -94,8 +99,15 @@ class TestCases:
     def test_few_kernels_are_compiled(self):
         """A forward kernel for each recipe; the pre-pass has one of each kind, and more where scales or blocks differ."""
         names = [kernel.name for kernel in prepare.launched_kernels("sm_120a", CASES)]
-        assert len([name for name in names if "make_prefill" in name]) <= 4
-        assert len(names) <= 14, names
+        assert len([name for name in names if "make_prefill" in name]) <= 5
+        assert len(names) <= 20, names
+
+    def test_legacy_is_skipped_where_its_mma_is_not(self):
+        class Older(OffBy):
+            recipes = tuple(recipe for recipe in PRESETS.values() if recipe.scale_per == "block")
+
+        outcome = run_case(case_named("real_legacy"), Context(Older(lambda out, lse: None)))
+        assert (outcome.result.status, "needs sm_120a" in outcome.result.reason) == ("skip", True)
 
 
 class OffBy(Reference):
@@ -214,7 +226,7 @@ def test_command_with_json_and_plots(tmp_path, no_gpu):
     path, plots = tmp_path / "out.json", tmp_path / "plots"
     result = validate("--what", "attention", "--impl", "reference", "--json", path, "--plot", plots)
     assert result.exit_code == 0
-    assert "passed: 9 of 13 cases, 4 skipped" in result.stdout
+    assert "passed: 9 of 14 cases, 5 skipped" in result.stdout
     assert "7 cases with implementation 'reference'" in result.stdout
     (line,) = (line.split() for line in result.stdout.splitlines() if line.split()[:1] == ["accurate"])
     report = json.loads(path.read_text())

@@ -13,7 +13,9 @@ from nbfmha.kernels.prefill import prefill, rows_of_cta
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N, Recipe
 from nbfmha.recipe_model import forward, pre_pass
+from nbfmha.row_scales import quantize_rows
 from nbfmha.tiles import View
+from ptx_inline.isa.formats import pack_nibbles
 
 PLAIN = Recipe(v_axis="tokens")
 SMOOTH = Recipe(smooth_k=True, smooth_q=64, v_axis="tokens")
@@ -57,12 +59,12 @@ def as_view(array, x: np.ndarray) -> View:
     return View(array, (heads * tokens * channels, tokens * channels, channels))
 
 
-def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, device) -> Operands:
-    """``Operands`` of what the model's pre-pass made, sequence after sequence."""
+def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, device, implementation) -> Operands:
+    """``Operands`` for ``implementation`` of what the model's pre-pass made, sequence after sequence."""
     batch, d = problem.batch, problem.head_dim
     heads_q, heads_kv = batch * problem.num_heads_q, batch * problem.num_heads_kv
     padded, code_dim, mean_size = tiles.padded_tokens(problem), -(-d // 64) * 64, recipe.smooth_q or 64
-    blocks = tiles.query_blocks(problem, mean_size, rows_of_cta(device.implementation, d))
+    blocks = tiles.query_blocks(problem, mean_size, rows_of_cta(implementation, d))
     group, to_device = problem.qhead_per_kvhead, device.to_device
     delta = np.full((heads_q, tiles.delta_tiles(problem, mean_size) * TILE_N), np.nan, np.float32)  # where no query sees
     means = tiles.mean_blocks(problem, mean_size)
@@ -91,7 +93,9 @@ def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, device) -> O
         at += -(-length // TILE_N) * TILE_N
     order = (np.arange(0, padded, TILE_N)[:, None] + stored_order()).reshape(-1)
     codes = {}
-    if recipe.is_quantized and device.implementation == "dequant":
+    if recipe.scale_per == "row":
+        codes = lay_out_rows(q_rest, k_rest[:, order], v_padded, problem)
+    elif recipe.is_quantized and implementation == "dequant":
         q_values, k_values, v_values = (np.empty(x.shape, np.float16) for x in flat_inputs)
         for (queries, keys, _), x in zip(problem.sequences(), made, strict=True):
             q_values[:, queries], k_values[:, keys] = flat(x.q_nvfp4, heads_q), flat(x.k_nvfp4, heads_kv)
@@ -119,17 +123,33 @@ def lay_out(q, k, v, problem: Problem, recipe: Recipe, made, sinks, device) -> O
     )
 
 
+def lay_out_rows(q_rest, k_stored, v_padded, problem: Problem) -> dict[str, np.ndarray]:
+    """Codes and float32 scales, one a token of q and k and one a channel of v over each sequence."""
+    (q, sfq), (k, sfk) = quantize_rows(q_rest), quantize_rows(k_stored)
+    v, scales = [], []
+    at = 0
+    for sequence in problem.sequences():
+        tokens = -(-(sequence.keys.stop - sequence.keys.start) // TILE_N) * TILE_N
+        channels = np.ascontiguousarray(v_padded[:, at : at + tokens].swapaxes(1, 2))
+        for made, part in zip((v, scales), quantize_rows(channels), strict=True):
+            made.append(part)
+        at += tokens
+    codes = {"q": q, "k": k, "vt": np.concatenate(v, axis=-1)}
+    return {name: pack_nibbles(x) for name, x in codes.items()} | {"sfq": sfq, "sfk": sfk, "sfv": np.stack(scales, axis=1)}
+
+
 def run(device, call: Call, inputs=None, *, sinks=None):
     """(out, lse) of the kernel and (out, lse) of the model on the same operands: float64, (heads_q, seqlen_q[, d])."""
     q, k, v = call.inputs() if inputs is None else inputs
     problem = Problem.of(q, k, v, has_sinks=sinks is not None, **call.options)
     made = pre_pass(q, k, v, problem, call.recipe)
     expected_out, expected_lse = forward(made, problem, call.recipe, v_dim=call.head_dim, sinks=sinks)
-    operands = lay_out(q, k, v, problem, call.recipe, made, sinks, device)
+    implementation = "legacy" if call.recipe.scale_per == "row" else device.implementation
+    operands = lay_out(q, k, v, problem, call.recipe, made, sinks, device, implementation)
     out = device.empty(q.shape, call.dtype)
     heads_q = problem.batch * problem.num_heads_q
     lse = device.empty((heads_q, problem.seqlen_q), "float32")
-    prefill(operands, problem, call.recipe, implementation=device.implementation, out=as_view(out, q), lse=lse)
+    prefill(operands, problem, call.recipe, implementation=implementation, out=as_view(out, q), lse=lse)
     shape = (heads_q, problem.seqlen_q)
     got = device.to_host(out).reshape(*shape, call.head_dim), device.to_host(lse).reshape(shape)
     return *got, expected_out.reshape(*shape, call.head_dim), expected_lse.reshape(shape)

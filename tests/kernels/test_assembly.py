@@ -4,6 +4,7 @@ import pytest
 
 from nbfmha.kernels.catalogue import CATALOGUE, kernel
 from nbfmha.kernels.dequantize import tokens_kernel as dequantize_tokens
+from nbfmha.kernels.prefill import prefill_kernel
 from nbfmha.kernels.prepass_delta import delta_kernel
 from nbfmha.kernels.qk import HEAD_DIMS, qk_kernel
 from nbfmha.kernels.quantize import rows_kernel
@@ -59,6 +60,26 @@ def test_prefill_dequantised_spills_little(target):
     assert steady_loop(small.sass(target)).mma == 128
     assert small.resources(target).spill_store_bytes == 0
     assert kernel("prefill", target).resources(target).spill_store_bytes <= 16
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "spilled"), [(64, 0), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((128, 16), (256, 128)))]
+)
+def test_legacy_prefill_is_all_plain_fp4_mma(head_dim, spilled):
+    """At head_dim 128 ptxas takes 168 registers, for three CTAs an SM, over two words that wait outside of the loop."""
+    compiled = prefill_kernel("legacy", head_dim, pv="e4m3")
+    mix = instruction_mix(compiled.sass("sm_120a"))
+    assert compiled.resources("sm_120a").spill_store_bytes <= spilled
+    both = ("QMMA.16832.F32.E2M1.E2M1", "QMMA.16832.F32.E4M3.E2M1")
+    # Q K^T: 8 n tiles and head_dim / 32 steps; P V: head_dim / 8 n tiles and 2 steps
+    assert [mix.opcodes[name] for name in both] == [head_dim // 4, head_dim // 4]
+    assert mix.mma == head_dim // 2
+
+
+def test_legacy_prefill_is_for_targets_with_its_mma():
+    assert kernel("prefill_legacy", "sm_120a") is prefill_kernel("legacy", 64, pv="e4m3")
+    with pytest.raises(ValueError, match=r"arch must be sm_120a or sm_121a for 'prefill_legacy', .*, got sm_90a"):
+        kernel("prefill_legacy", "sm_90a")
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)

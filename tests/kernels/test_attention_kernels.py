@@ -66,6 +66,25 @@ def test_the_contract_runs_where_there_is_block_scaling(device):
     assert np.array_equal(device.to_host(out), expected) if ran else not np.isfinite(device.to_host(out)).any()
 
 
+def test_the_contract_of_legacy(device):
+    """It runs where the plain FP4 MMA is; "auto" takes it there, as no other runs its recipe."""
+    q, k, v = make()
+    arrays, out = [device.to_device(x) for x in (q, k, v)], device.empty(q.shape, "float16")
+    explanation = nbfmha.explain(*arrays, causal=True, recipe="legacy")
+    ran = nbfmha.fmha_prefill_legacy(*arrays, out, causal=True)
+    assert ran is explanation["legacy"].runs
+    assert explanation.auto == ("legacy" if ran else None)
+    host = device.to_host(out)
+    if not ran:
+        assert not np.isfinite(host).any()
+        return
+    expected, _ = recipe_attention(q, k, v, Problem.of(q, k, v, causal=True), "legacy")
+    assert np.linalg.norm(host - expected) < 2e-3 * np.linalg.norm(expected)
+    if isinstance(device, EmulatedDevice):
+        by_name = nbfmha.attention(q, k, v, causal=True, recipe="legacy", impl="emulated")
+        np.testing.assert_array_equal(by_name, host)
+
+
 def test_emulated_by_name_is_the_machine_of_the_tests():
     q, k, v = make()
     device = EmulatedDevice()

@@ -1,6 +1,6 @@
 """The pre-pass kernels against NumPy and the recipe's model: one body, on the emulator and on a GPU."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import ml_dtypes
 import numpy as np
@@ -16,13 +16,16 @@ from nbfmha.kernels.prepass import prepare, prepare_with_means
 from nbfmha.problem import Problem
 from nbfmha.recipe import PRESETS, Recipe
 from nbfmha.recipe_model import pre_pass
+from nbfmha.row_scales import quantize_rows
 from nbfmha.tiles import View, delta_tiles, key_tiles, mean_blocks, padded_tokens, query_blocks
 from nbfmha.validation import dtype_name
+from ptx_inline.isa.formats import pack_nibbles
 
 ACCURATE, SAGE3, NAIVE = PRESETS["accurate"], PRESETS["sage3"], PRESETS["naive"]
 ONLY_Q = Recipe(smooth_q=64, scale_q="four_over_six", scale_k="four_over_six", scale_v="four_over_six", v_axis="tokens")
 NAIVE_WINDOWS = Recipe(v_axis="tokens", sink_tokens=64)
 SMOOTH_K = Recipe(v_axis="tokens", smooth_k=True)
+ROWS = Recipe(scale_per="row", pv="e4m3", v_axis="tokens", smooth_k=True, smooth_q=64, sink_tokens=64)
 NOTHING = Recipe(qk="f16", v_format="f16")
 
 
@@ -79,13 +82,27 @@ CASES = [
         )
     ),
 ]
-#: On a GPU alone: every kernel of every head_dim and dtype.
+#: With one scale a row, for ``legacy`` alone.
+ROW_CASES = [
+    Case(PRESETS["legacy"], lengths=((70, 130), (1, 0), (0, 65), (64, 64), (3, 1)), heads=(4, 2)),
+    Case(ROWS, "float32", 96, lengths=((65, 67),), layout="bshd"),
+    pytest.param(Case(PRESETS["legacy"], "bfloat16", 128, batch=2, lengths=((70, 300),)), marks=pytest.mark.slow),
+]
+
+
+def of_every_kind(*recipes: Recipe) -> list[Case]:
+    """Every kernel of every head_dim and dtype."""
+    return [
+        Case(recipe, dtype, head_dim, 2, (4, 2), ((257, 200),), layout)
+        for head_dim in (64, 96, 128, 256)
+        for dtype, layout in (("float16", "bshd"), ("bfloat16", "hbsd"), ("float32", "bhsd"))
+        for recipe in recipes
+    ]
+
+
+#: On a GPU alone.
 GPU_CASES = [
-    Case(recipe, dtype, head_dim, 2, (4, 2), ((257, 200),), layout)
-    for head_dim in (64, 96, 128, 256)
-    for dtype, layout in (("float16", "bshd"), ("bfloat16", "hbsd"), ("float32", "bhsd"))
-    for recipe in (ACCURATE, SAGE3, NAIVE)
-] + [
+    *of_every_kind(ACCURATE, SAGE3, NAIVE),
     Case(ACCURATE, heads=(8, 1), lengths=((1000, 3000),)),
     Case(ACCURATE, head_dim=128, heads=(2, 2), lengths=tuple((17 * i % 300, 31 * i % 500) for i in range(40))),
     Case(ACCURATE, heads=(6, 2), lengths=((3000, 4000),), mask={"causal": True}),
@@ -144,6 +161,12 @@ def padded_rows(x: np.ndarray, problem: Problem) -> np.ndarray:
     for source, count, row, _ in key_tiles(problem):
         padded[:, row : row + count] = x[:, source : source + count]
     return padded
+
+
+def stored_rows(k: np.ndarray, problem: Problem) -> np.ndarray:
+    """Rows of k (heads, seqlen_k, channels) as codes have them: padded, in ``stored_order``."""
+    order = (np.arange(0, padded_tokens(problem), 64)[:, None] + stored_order()).reshape(-1)
+    return padded_rows(k, problem)[:, order]
 
 
 def padded_channels(x: np.ndarray, head_dim: int, a_channel: int) -> np.ndarray:
@@ -209,11 +232,13 @@ def check(case: Case, device, implementation: str, inputs=None) -> None:
     else:
         assert operands.shift is None
 
-    there = CODES if implementation == "blockscale" else VALUES
+    there = VALUES if implementation == "dequant" else CODES
     for name in CODES + VALUES:
         assert (getattr(operands, name) is not None) == (name in there), name
     if implementation == "dequant":
         check_values(operands, q_smooth, k_smooth, v16, problem, recipe, to_host)
+    elif implementation == "legacy":
+        check_rows(operands, q_smooth, k_smooth, v16, problem, to_host)
     else:
         check_codes(operands, q_smooth, k_smooth, v16, problem, recipe, to_host)
 
@@ -221,11 +246,7 @@ def check(case: Case, device, implementation: str, inputs=None) -> None:
 def check_codes(operands, q_smooth, k_smooth, v16, problem, recipe, to_host) -> None:
     """Codes and scales of ``blockscale``."""
     d = problem.head_dim
-    order = (np.arange(0, padded_tokens(problem), 64)[:, None] + stored_order()).reshape(-1)
-    for name, x, scale in (
-        ("q", q_smooth, recipe.scale_q),
-        ("k", padded_rows(k_smooth, problem)[:, order], recipe.scale_k),
-    ):
+    for name, x, scale in (("q", q_smooth, recipe.scale_q), ("k", stored_rows(k_smooth, problem), recipe.scale_k)):
         expected = nvfp4.quantize(x, scale=scale)
         codes, scales = to_host(getattr(operands, name)), to_host(getattr(operands, f"sf{name}"))
         np.testing.assert_array_equal(scales, padded_channels(expected.scales, d, 16), err_msg=f"sf{name}")
@@ -233,6 +254,24 @@ def check_codes(operands, q_smooth, k_smooth, v16, problem, recipe, to_host) -> 
     expected = nvfp4.quantize(padded_rows(v16, problem), axis="tokens", scale=recipe.scale_v)
     np.testing.assert_array_equal(to_host(operands.sfv), expected.scales, err_msg="sfv")
     np.testing.assert_array_equal(to_host(operands.vt), expected.codes, err_msg="vt")
+
+
+def check_rows(operands, q_smooth, k_smooth, v16, problem, to_host) -> None:
+    """Codes and scales of ``legacy``: float32, of tokens of q and k, and of channels of v over each sequence."""
+    for name, x in (("q", q_smooth), ("k", stored_rows(k_smooth, problem))):
+        codes, scales = quantize_rows(x)
+        np.testing.assert_array_equal(to_host(getattr(operands, f"sf{name}")), scales, err_msg=f"sf{name}")
+        expected = padded_channels(pack_nibbles(codes), problem.head_dim, 2)
+        np.testing.assert_array_equal(to_host(getattr(operands, name)), expected, err_msg=name)
+    values = np.zeros((*v16.shape[:1], v16.shape[2], padded_tokens(problem)), np.uint8)
+    for index, sequence in enumerate(problem.sequences()):
+        codes, scales = quantize_rows(v16[:, sequence.keys].swapaxes(1, 2))
+        np.testing.assert_array_equal(to_host(operands.sfv)[:, index], scales, err_msg="sfv")
+        for source, count, padded, owner in key_tiles(problem):
+            if owner == index:
+                first = source - sequence.keys.start
+                values[..., padded : padded + count] = codes[..., first : first + count]
+    np.testing.assert_array_equal(to_host(operands.vt), pack_nibbles(values), err_msg="vt")
 
 
 def check_values(operands, q_smooth, k_smooth, v16, problem, recipe, to_host) -> None:
@@ -296,6 +335,17 @@ def test_equals_numpy_on_a_gpu(gpu, case, implementation):
     check(case, GpuDevice(gpu), implementation)
 
 
+@pytest.mark.parametrize("case", ROW_CASES, ids=str)
+def test_one_scale_a_row_equals_numpy(device, case):
+    check(case, device, "legacy")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", of_every_kind(ROWS), ids=str)
+def test_one_scale_a_row_equals_numpy_on_a_gpu(gpu, case):
+    check(case, GpuDevice(gpu), "legacy")
+
+
 def test_float32_that_nothing_quantises_becomes_float16(device):
     case = Case(NOTHING, "float32", batch=2, heads=(2, 1), lengths=((5, 9),), layout="bshd")
     check(case, device, device.implementation)
@@ -310,9 +360,14 @@ def test_empty(device, lengths):
     check(Case(ACCURATE, heads=(4, 2), lengths=(lengths,)), device, device.implementation)
 
 
-def test_extreme_values(device, implementation):
-    """Not finite, zero of both signs, subnormal, largest: where the contract of a block has its corners."""
-    case = Case(ONLY_Q, lengths=((65, 64),))
+@pytest.mark.parametrize(
+    ("recipe", "implementation"),
+    [(ONLY_Q, "blockscale"), (ONLY_Q, "dequant"), (replace(ROWS, smooth_k=False), "legacy")],
+    ids=["blockscale", "dequant", "legacy"],
+)
+def test_extreme_values(device, recipe, implementation):
+    """Not finite, zero of both signs, subnormal, largest: where the contract of a block or row has its corners."""
+    case = Case(recipe, lengths=((65, 64),))
     q, k, v = case.inputs(1)
     for x in (q, k, v):
         x[0, 0, 1, :16] = -0.0
@@ -331,7 +386,7 @@ def test_corrections_of_small_queries_keep_their_bits(device):
     q[:, :, :64] *= np.float16(2.0**-14)
     q[:, :, 64:] *= np.float16(2.0**-10)
     q[:, :, 64:, 3] = 100
-    check(case, device, implementation, (q, k, v))
+    check(case, device, device.implementation, (q, k, v))
 
 
 def test_the_same_input_gives_the_same_bits(device):
@@ -367,8 +422,8 @@ def test_few_tables_are_kept():
 def test_tables_depend_on_what_the_corrections_need(other):
     like = Machine("sm_120a").array(np.zeros(8, np.float16))
     tables_of, problem = prepass_tables.tables_of, Problem(1, 4, 4, 70, 90, 64)
-    assert tables_of(problem, 64, 64, like) is not tables_of(other, 64, like)
-    assert tables_of(problem, None, like) is tables_of(other, None, like), "without Q smoothing there are none"
+    assert tables_of(problem, 64, 64, like) is not tables_of(other, 64, 64, like)
+    assert tables_of(problem, None, 64, like) is tables_of(other, None, 64, like), "without Q smoothing there are none"
 
 
 @pytest.mark.parametrize("use", ["capture", "another stream"])

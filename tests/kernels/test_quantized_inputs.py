@@ -268,6 +268,14 @@ class TestWhoRunsThem:
         odd = self.explain(q={"format": "mxfp4"}, k={"format": "mxfp4"}, v={"format": "mxfp4", "axis": "tokens"})
         assert odd["blockscale"].reason == "the kernels' block-scale MMA is that of nvfp4, but q and k and v came in mxfp4"
 
+    def test_legacy_takes_none(self):
+        reason = "f8f6f4 has one scale a row, QuantizedTensors one for 16 or 32 elements; nbfmha.dequantize makes arrays"
+        assert [self.explain(**chosen)["legacy"].reason for chosen in (ALL, KEYS)] == [reason] * 2
+        q, k, v = on(EmulatedDevice(), quantized(make(), **ALL))
+        out = q.codes.machine.empty(q.shape, "float32")
+        assert nbfmha.fmha_prefill_legacy(q, k, v, out) is False
+        assert out.content is None
+
     def test_problems_are_still_the_kernels(self):
         operands = on(EmulatedDevice(), quantized(make(head_dim=80), **ALL))
         for name in ("blockscale", "dequant"):
