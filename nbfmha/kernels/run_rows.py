@@ -29,8 +29,8 @@ def make_run_rows(
 ):
     """Device function ``run_rows(acc_o, row_max, row_sum, smem, pool, deltas, q, q_first, q_pitch, rows, k, k_first,
     k_pitch, v, v_first, v_pitch, delta, delta_at, delta_step, shift, shift_at, has_shift, run_from, run_to, own_from,
-    own_to, seqlen_k, position, window_left, window_right, scale, softmax_scale, cap, thread)``: tiles [run_from, run_to) of a
-    CTA.
+    own_to, seqlen_k, position, window_left, window_right, scale, softmax_scale, cap, thread)``: tiles [run_from, run_to)
+    of a CTA.
 
     make(factory, *constants): a device function, the same one for the same constants: Numba compiles it once a kernel.
     dtype: of the MMAs. acc_o f32[m_tiles, tiles, 4]; row_max, row_sum f32[m_tiles, 2]; smem: place of Q, pool: of K and V,
