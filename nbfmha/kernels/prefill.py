@@ -11,8 +11,8 @@ on the block of 64 queries: of a tile on which two blocks of a CTA differ, each 
                 (:mod:`run_rows`, :mod:`tile_16bit`)
 FP4 tile        ``blockscale``, ``legacy``: codes and scales by ``cp.async`` to two stages of shared memory
                 (:mod:`tile_codes`), from which the MMA reads (:mod:`tile_blockscale`, :mod:`tile_legacy`).
-                ``dequant``: as a 16-bit tile, of values that the pre-pass
-                widened to f16: each is read by every CTA of its head, so widening it once is cheaper than in each
+                ``dequant``: as a 16-bit tile, of values that the pre-pass widened to f16: each is read by every CTA of
+                its head, so widening it once is cheaper than in each
 acc_S, acc_O    f32 registers; acc_S starts from ``delta`` (NVFP4, Q smoothing) or ``-shift`` (16 bits, K smoothing);
                 ``legacy`` adds ``delta`` after the scales, and has acc_O in units of V's scales over FP4 tiles
 P               f32 to f16 (or bf16 in 16-bit tiles), to NVFP4 or E4M3 after a factor (``P_SCALE``); no shuffle moves P
@@ -40,8 +40,8 @@ from ptx_inline.isa.shared_memory import shared_limit
 from ptx_inline.toolchain import Kernel, Target
 
 IMPLEMENTATIONS = ("blockscale", "legacy", "dequant")
-#: CTAs an SM that ptxas makes room for with ``dequant``.
-CTAS_PER_SM = {64: 2, 96: 2, 128: 2, 256: 2}
+#: CTAs an SM that ptxas makes room for with ``dequant``: 255 registers a thread. Three spill, and are slower on an H100.
+CTAS_PER_SM = 2
 NO_LIMIT = 1 << 30  # of a window's side
 
 
@@ -389,7 +389,7 @@ def prefill_kernel(
         "implementation": implementation, "head_dim": head_dim, "dtype": dtype, "quantized": quantized, "windows": windows,
         "pv": pv, "rounded": rounded, "general": general, "has_delta": has_delta,
     }  # fmt: skip
-    bounds = (THREADS, CTAS_PER_SM[head_dim]) if implementation == "dequant" else (THREADS,)
+    bounds = (THREADS, CTAS_PER_SM) if implementation == "dequant" else (THREADS,)
     return Kernel(make_prefill, _signature(dtype), constants, launch_bounds=bounds)
 
 
