@@ -41,7 +41,8 @@ def make_run_rows(
     from numba import cuda
     from numba.core import types
 
-    from nbfmha.kernels import softmax, tile_16bit, tile_codes, tile_dequant
+    from nbfmha.kernels import softmax, tile_16bit, tile_codes
+    from nbfmha.kernels.round_p import make_round_p
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
@@ -58,7 +59,7 @@ def make_run_rows(
     nvfp4_p = nvfp4 and pv == "nvfp4"
     with_delta, with_shift = nvfp4 and has_delta, general or not nvfp4
     begin_nvfp4, step_nvfp4 = make(softmax.make_step_nvfp4, o_tiles, "rows", bias)
-    round_p, delta_token = make(tile_dequant.make_round_p), make(tile_codes.make_delta_token, "rows")
+    round_p, delta_token = make(make_round_p), make(tile_codes.make_delta_token, "rows")
 
     if nvfp4_p:
 
