@@ -68,9 +68,9 @@ def contents(
         raise ValueError(message("lengths", f"ascending, up to the {n} tokens of k", lengths))
     if k_mean is None:
         k_mean = mean_of_keys(k, layout, lengths)
-    elif k_mean.shape != k[:, 0].shape or k_mean.dtype != np.float32:
+    elif k_mean.shape != (k.shape[0], k.shape[2]) or k_mean.dtype != np.float32:
         got = f"{k_mean.dtype} {k_mean.shape}"
-        raise ValueError(message("k_mean", f"float32 of shape {(layout.num_heads_kv, layout.head_dim)}", got))
+        raise ValueError(message("k_mean", f"float32 of shape {(k.shape[0], k.shape[2])}", got))
     stop = layout.quantized_tokens(n)
     k_pages = quantize(k[:, :stop].astype(np.float32) - k_mean[:, None], scale=layout.scale)
     v_pages = quantize(v[:, :stop], axis=v_axis, scale=layout.scale)
