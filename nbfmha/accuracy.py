@@ -73,12 +73,13 @@ def accuracy_table(
 
 
 CACHES = {
+    "plain NVFP4": {"scale": "amax", "smooth_k": False, "windows": False, "v_axis": "head_dim"},
     "no 16-bit windows": {"windows": False, "v_axis": "head_dim"},
     "no 16-bit windows, V along tokens": {"windows": False},
     "default": {},
     "default, V along head_dim": {"v_axis": "head_dim"},
 }
-"""Name -> options of ``cache_model.decode_outputs``: what ``cache_accuracy_table`` compares."""
+"""Name -> how K and V are kept: options of ``cache_model.decode_outputs``, and ``CacheLayout``'s scale."""
 
 
 def cache_accuracy_table(
@@ -89,9 +90,11 @@ def cache_accuracy_table(
 
     q (num_heads_q, n, head_dim), k, v (num_heads_kv, n, head_dim), float16 or bfloat16. options: of ``CacheLayout``.
     """
-    layout = CacheLayout(k.shape[0], k.shape[-1], dtype=dtype_name(k), **options)
     expected = reference.attention(q, k, v, causal=True)
-    return {
-        name: {chunk: relative_rmse(decode_outputs(q, k, v, layout, chunk=chunk, **how), expected) for chunk in chunks}
-        for name, how in CACHES.items()
-    }
+    table = {}
+    for name, how in CACHES.items():
+        scale = {"scale": how["scale"]} if "scale" in how else {}
+        layout = CacheLayout(k.shape[0], k.shape[-1], dtype=dtype_name(k), **options | scale)
+        read = {option: value for option, value in how.items() if option != "scale"}
+        table[name] = {n: relative_rmse(decode_outputs(q, k, v, layout, chunk=n, **read), expected) for n in chunks}
+    return table

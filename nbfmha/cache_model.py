@@ -101,6 +101,7 @@ def decode_outputs(
     *,
     chunk: int = 1,
     windows: bool = True,
+    smooth_k: bool = True,
     v_axis: str = "tokens",
 ) -> np.ndarray:
     """float64 (num_heads_q, n, head_dim): attention of every token, read from the cache at the time of that token.
@@ -108,7 +109,8 @@ def decode_outputs(
     ``chunk`` tokens are appended, then their queries run, causal among them, against the cache as it is then; and so on.
     q: (num_heads_q, n, head_dim), any float; k and v as ``contents`` takes them. softmax_scale is 1 / sqrt(head_dim).
     Nothing but the cache is quantised. ``windows=False``: a cache that quantises each token as it comes, none in 16 bits, with
-    the same km; with blocks of V along tokens it would quantise what is not there yet, which is granted to it.
+    the same km; with blocks of V along tokens it would quantise what is not there yet, which is granted to it. ``smooth_k=False``:
+    km = 0.
 
     Raises as ``contents``, and ``ValueError`` for heads of q that are no multiple of those of k.
     """
@@ -119,7 +121,7 @@ def decode_outputs(
         expected = f"(a multiple of {layout.num_heads_kv}, {', '.join(map(str, k.shape[1:]))})"
         raise ValueError(message("q", f"of shape {expected}", q.shape))
     edges = [*range(chunk, n, chunk), n]
-    k_mean = mean_of_keys(k, layout, edges)
+    k_mean = mean_of_keys(k, layout, edges if smooth_k else [])
     padded = -n % BLOCK
     k_values = dequantize(quantize(k.astype(np.float32) - k_mean[:, None], scale=layout.scale)).astype(np.float64)
     k_values += k_mean[:, None]

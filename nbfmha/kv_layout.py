@@ -55,6 +55,9 @@ class CacheLayout:
     sink_tokens    the first ones, a multiple of 16, or 0
     scale          the rule by which blocks choose their scale: "four_over_six" or "amax"
 
+    With the defaults of these windows attention from a cache loses a quarter or less of what it loses without them, on the
+    shipped sample (``accuracy.cache_accuracy_table``); with 64 and 16 tokens a half.
+
     Raises ``TypeError`` or ``ValueError`` for anything else.
     """
 
@@ -62,8 +65,8 @@ class CacheLayout:
     head_dim: int
     page_size: int = 64
     dtype: str = "float16"
-    recent_tokens: int = 64
-    sink_tokens: int = 16
+    recent_tokens: int = 128
+    sink_tokens: int = 32
     scale: str = "four_over_six"
 
     def __post_init__(self) -> None:
