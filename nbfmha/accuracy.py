@@ -1,5 +1,5 @@
-"""How far quantised attention ends from attention: numbers for each recipe, and for each kind of KV cache. A leaf, for reports
-and notebooks."""
+"""How far quantised attention ends from attention: numbers for each recipe, and for each kind of KV cache. A leaf, for
+reports and notebooks."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ CACHES = {
 def cache_accuracy_table(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, chunks: Sequence[int] = (1, 16, 64), **options: Any
 ) -> dict[str, dict[int, float]]:
-    """Name of ``CACHES`` -> chunk -> relative L2 of attention read from such a KV cache, ``chunk`` tokens appended at a time,
-    against float64 causal attention on the history as it came.
+    """Name of ``CACHES`` -> chunk -> relative L2 of attention read from such a KV cache, ``chunk`` tokens appended at a
+    time, against float64 causal attention on the history as it came.
 
     q (num_heads_q, n, head_dim), k, v (num_heads_kv, n, head_dim), float16 or bfloat16. options: of ``CacheLayout``.
     """

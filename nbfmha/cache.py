@@ -1,8 +1,9 @@
 """``PagedKVCache``: K and V of many sequences in NVFP4 pages, their newest and first tokens in 16 bits.
 
 What lies where: :mod:`nbfmha.kv_layout`. What it stands for: :mod:`nbfmha.cache_model`. Who owns which page:
-:mod:`nbfmha.page_pool`, on the host, which keeps lengths and page lists of its own and so never waits for the GPU; the device's
-are changed by kernels, in the order of the library's current stream. A cache belongs to one stream at a time, and to one thread.
+:mod:`nbfmha.page_pool`, on the host, which keeps lengths and page lists of its own and so never waits for the GPU; the
+device's are changed by kernels, in the order of the library's current stream. A cache belongs to one stream at a time,
+and to one thread.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class PagedKVCache:
     """A pool of pages for the keys and values of many sequences.
 
     Args:
-        like: any array of the library and device where the cache is to lie: torch, CuPy or Numba in GPU memory, or an array of
-            an emulated machine.
+        like: any array of the library and device where the cache is to lie: torch, CuPy or Numba in GPU memory, or an
+            array of an emulated machine.
         pages: how many pages there are, of ``page_size`` tokens each.
         num_heads_kv, head_dim, page_size, dtype, recent_tokens, sink_tokens, scale: of
             :class:`~nbfmha.kv_layout.CacheLayout`. dtype is that of ``like`` where it is None.
@@ -36,8 +37,8 @@ class PagedKVCache:
 
     Sequence ids are small ints, as a serving engine's slots; ``arrays`` and ``layout`` are what kernels read.
 
-    Raises ``TypeError`` for host memory or a library that we cannot allocate with, ``TypeError`` or ``ValueError`` for sizes
-    out of range.
+    Raises ``TypeError`` for host memory or a library that we cannot allocate with, ``TypeError`` or ``ValueError`` for
+    sizes out of range.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class PagedKVCache:
     def allocate(self, count: int = 1, *, k_mean: Any = None) -> list[int]:
         """Ids of ``count`` new, empty sequences.
 
-        k_mean: km of each, float32 (count, num_heads_kv, head_dim), NumPy or where the cache lies. Without it km is fixed when a
-        sequence's first block is quantised, as the mean over the tokens that it has then.
+        k_mean: km of each, float32 (count, num_heads_kv, head_dim), NumPy or where the cache lies. Without it km is
+        fixed when a sequence's first block is quantised, as the mean over the tokens that it has then.
 
         Raises ``CacheFull`` where fewer are free, ``TypeError`` or ``ValueError`` for a k_mean that does not fit.
         """
         count = check_int("count", count, 1, self._pool.max_sequences)
+        if k_mean is not None:
+            self._check_not_capturing()
         means = None if k_mean is None else self._check_mean(k_mean, count)
         slots = self._pool.allocate(count)
         if means is not None:
@@ -91,22 +94,23 @@ class PagedKVCache:
         return slots.tolist()
 
     def append(self, k: Any, v: Any, seq_ids: Sequence[int], cu_seqlens: Sequence[int] | None = None) -> None:
-        """Append to each of the sequences one chunk of tokens, queued on the current stream: one launch, and one more for km
-        where a chunk has more than 64 tokens; small ones where pages change hands.
+        """Append to each of the sequences one chunk of tokens, queued on the current stream: one launch, and one more
+        for km where a chunk has more than 64 tokens; small ones where pages change hands.
 
         Args:
-            k, v: (tokens, num_heads_kv, head_dim), chunks laid end to end, where the cache lies, of its dtype; strides are
-                taken as they are, if channels are neighbours and the other strides multiples of 16 bytes. Read only.
+            k, v: (tokens, num_heads_kv, head_dim), chunks laid end to end, where the cache lies, of its dtype; strides
+                are taken as they are, if channels are neighbours and the other strides multiples of 16 bytes. Read only.
             seq_ids: ints in host memory, each once.
-            cu_seqlens: boundaries of the chunks, len(seq_ids) + 1 ints in host memory from 0 to tokens; None: one token each.
+            cu_seqlens: boundaries of the chunks, len(seq_ids) + 1 ints in host memory from 0 to tokens; None: one token
+            each.
 
-        While a CUDA graph is captured nothing may be allocated or copied from the host: ``reserve`` the pages of all replays
-        and call ``append`` with the same ids and boundaries once before. Every replay appends; tell the host by ``advance``.
-        A replay beyond the reserved pages leaves the sequence as it is.
+        While a CUDA graph is captured nothing may be allocated or copied from the host: ``reserve`` the pages of all
+        replays and call ``append`` with the same ids and boundaries once before. Every replay appends; tell the host by
+        ``advance``. A replay beyond the reserved pages leaves the sequence as it is.
 
-        Raises, before anything is written or changed: ``CacheFull`` where pages are missing; ``ValueError`` beyond max_length,
-        for ids that are no sequences, shapes or strides; ``TypeError`` for a wrong dtype, library or place; ``RuntimeError``
-        for what a capture has not.
+        Raises, before anything is written or changed: ``CacheFull`` where pages are missing; ``ValueError`` beyond
+        max_length, for ids that are no sequences, shapes or strides; ``TypeError`` for a wrong dtype, library or place;
+        ``RuntimeError`` for what a capture has not.
         """
         from nbfmha.kernels import append as kernels
 
@@ -134,23 +138,26 @@ class PagedKVCache:
             self._pool.advance(slots, tokens)
 
     def reserve(self, seq_ids: Sequence[int], tokens: int | Sequence[int]) -> None:
-        """Give each sequence the pages of ``tokens`` more tokens (one number, or one each), so that appending these changes
-        nothing on the host. Raises as ``append``."""
+        """Give each sequence the pages of ``tokens`` more tokens (one number, or one each), so that appending these
+        changes nothing on the host. Raises as ``append``."""
         slots = self._pool.slots("seq_ids", seq_ids)
+        self._check_not_capturing()
         self._follow(self._pool.reserve(slots, _tokens_each(tokens, slots)))
 
     def advance(self, seq_ids: Sequence[int], tokens: int | Sequence[int] = 1) -> None:
-        """Tell the host that replays of a CUDA graph have appended ``tokens`` more tokens (one number, or one each). Raises
-        ``ValueError`` for more than was reserved."""
+        """Tell the host that replays of a CUDA graph have appended ``tokens`` more tokens (one number, or one each).
+        Raises ``ValueError`` for more than was reserved."""
         slots = self._pool.slots("seq_ids", seq_ids)
         self._pool.advance(slots, _tokens_each(tokens, slots))
 
     def fork(self, seq_id: int, count: int = 1) -> list[int]:
-        """Ids of ``count`` sequences that continue this one. They share its pages, and copy its ring, sinks and km; a page that
-        is partly filled is copied when one of them writes to it. Raises ``CacheFull`` where ids are missing."""
+        """Ids of ``count`` sequences that continue this one. They share its pages, and copy its ring, sinks and km; a
+        page that is partly filled is copied when one of them writes to it. Raises ``CacheFull`` where ids are
+        missing."""
         from nbfmha.kernels import cache_moves
 
         slot = int(self._pool.slots("seq_id", [seq_id])[0])
+        self._check_not_capturing()
         new, changes = self._pool.fork(slot, check_int("count", count, 1, self._pool.max_sequences))
         self._follow(changes)
         pairs = np.stack([np.full_like(new, slot), new], axis=1).astype(np.int32)
@@ -158,8 +165,10 @@ class PagedKVCache:
         return new.tolist()
 
     def free(self, seq_ids: Sequence[int]) -> None:
-        """Give back the sequences, and the pages that no other one shares. Raises ``ValueError`` for an id that is none."""
+        """Give back the sequences, and the pages that no other one shares. Raises ``ValueError`` for an id that is
+        none."""
         slots = self._pool.slots("seq_ids", seq_ids)
+        self._check_not_capturing()
         if len(slots):
             self._pool.free(slots)
             self._clear(slots, None)
@@ -211,7 +220,8 @@ class PagedKVCache:
         return pages * self.layout.bytes_per_page + sequences * (self.layout.bytes_per_sequence + 4 * (width + 3))
 
     def _follow(self, changes: Changes) -> None:
-        """Queue what the host's account has changed: copies first, which read pages that may be written to afterwards."""
+        """Queue what the host's account has changed: copies first, which read pages that may be written to
+        afterwards."""
         from nbfmha.kernels import cache_moves
 
         if len(changes.copies):
@@ -225,16 +235,20 @@ class PagedKVCache:
         cache_moves.clear(self.arrays, self._mean_given, self._upload(slots.astype(np.int32)), means)
 
     def _upload(self, values: np.ndarray) -> Any:
+        return gpu_arrays.upload(self.arrays.lengths, values)
+
+    def _check_not_capturing(self) -> None:
         if gpu_arrays.is_capturing(self.arrays.lengths):
             raise RuntimeError("pages and sequences cannot change hands while a CUDA graph is captured; do it before")
-        return gpu_arrays.upload(self.arrays.lengths, values)
 
     def _check_rows(self, name: str, x: Any) -> View:
         _check_place(name, x)
         if gpu_arrays.place_of(x) != self._place:
-            raise TypeError(message(name, f"where the cache lies ({self._place})", gpu_arrays.place_of(x), "move it there"))
+            got = gpu_arrays.place_of(x)
+            raise TypeError(message(name, f"where the cache lies ({self._place})", got, "move it there"))
         if dtype_name(x) != self.layout.dtype:
-            raise TypeError(message(f"{name}.dtype", f"{self.layout.dtype}, the cache's", dtype_name(x), "convert it first"))
+            expected = f"{self.layout.dtype}, the cache's"
+            raise TypeError(message(f"{name}.dtype", expected, dtype_name(x), "convert it first"))
         shape, heads = tuple(x.shape), (self.layout.num_heads_kv, self.layout.head_dim)
         if len(shape) != 3 or shape[1:] != heads:
             raise ValueError(message(name, f"of shape (tokens, {heads[0]}, {heads[1]})", shape))
@@ -244,7 +258,8 @@ class PagedKVCache:
         if not isinstance(k_mean, np.ndarray):
             _check_place("k_mean", k_mean)
             if gpu_arrays.place_of(k_mean) != self._place:
-                raise TypeError(message("k_mean", f"NumPy, or where the cache lies ({self._place})", gpu_arrays.place_of(k_mean)))
+                expected = f"NumPy, or where the cache lies ({self._place})"
+                raise TypeError(message("k_mean", expected, gpu_arrays.place_of(k_mean)))
             gpu_arrays.check_contiguous("k_mean", k_mean)
         if dtype_name(k_mean) != "float32":
             raise TypeError(message("k_mean.dtype", "float32", dtype_name(k_mean), "convert it first"))
@@ -283,7 +298,8 @@ def _tokens_each(tokens: Any, slots: np.ndarray) -> np.ndarray:
     """int64 (len(slots),): how many tokens for each."""
     counts = np.asarray(tokens)
     if counts.dtype.kind not in "iu" or counts.shape not in ((), slots.shape):
-        raise ValueError(message("tokens", f"an integer, or {len(slots)} of them", f"{counts.dtype} of shape {counts.shape}"))
+        got = f"{counts.dtype} of shape {counts.shape}"
+        raise ValueError(message("tokens", f"an integer, or {len(slots)} of them", got))
     if counts.size and counts.min() < 0:
         raise ValueError(message("tokens", ">= 0", int(counts.min())))
     return np.broadcast_to(counts, slots.shape).astype(np.int64)

@@ -1,16 +1,16 @@
 """What a paged NVFP4 KV cache stands for, exactly: the specification that its kernels are tested against.
 
 The whole 16-bit history of a sequence and the lengths it had after each append decide everything (``nbfmha.kv_layout``):
-blocks of 16 tokens are quantised once, in order, and never again. The lengths matter for km alone: it is the mean over the
-tokens that are there when the first block is quantised.
+blocks of 16 tokens are quantised once, in order, and never again. The lengths matter for km alone: it is the mean over
+the tokens that are there when the first block is quantised.
 
     token in 16 bits    K = k                                   V = v
     token in a page     K = value(NVFP4(k - km)) + km           V = value(NVFP4(v))
 
 k - km is one float32 subtraction; the block contract is ``nbfmha.nvfp4``'s; everything else is float64.
 
-``decode_outputs`` is attention from such a cache as it grows, by which its quality is measured; there V's blocks may also run
-along head_dim, and all tokens be quantised, which kernels do not offer.
+``decode_outputs`` is attention from such a cache as it grows, by which its quality is measured; there V's blocks may
+also run along head_dim, and all tokens be quantised, which kernels do not offer.
 """
 
 from __future__ import annotations
@@ -55,10 +55,11 @@ def contents(
     k_mean: np.ndarray | None = None,
     v_axis: str = "tokens",
 ) -> Contents:
-    """What the cache holds of the sequence with keys and values ``k``, ``v`` (heads_kv, n, head_dim), of ``layout``'s dtype.
+    """What the cache holds of the sequence with keys and values ``k``, ``v`` (heads_kv, n, head_dim), of ``layout``'s
+    dtype.
 
-    lengths: of the sequence after each append, ascending, the last one n. k_mean: km, where it was given with the sequence:
-    float32 (heads_kv, head_dim).
+    lengths: of the sequence after each append, ascending, the last one n. k_mean: km, where it was given with the
+    sequence: float32 (heads_kv, head_dim).
 
     Raises ``TypeError`` for another dtype, ``ValueError`` for shapes or lengths that do not fit together.
     """
@@ -79,14 +80,15 @@ def contents(
     values = []
     for whole, pages, shift in ((k, k_pages, k_mean[:, None]), (v, v_pages, np.float32(0))):
         value = whole.astype(np.float64)
-        value[:, :stop] = np.where(in_16_bits[:stop, None], value[:, :stop], dequantize(pages).astype(np.float64) + shift)
+        stored = dequantize(pages).astype(np.float64) + shift
+        value[:, :stop] = np.where(in_16_bits[:stop, None], value[:, :stop], stored)
         values.append(value)
     return Contents(*values, k_mean, stop, k_pages, v_pages, in_16_bits)
 
 
 def mean_of_keys(k: np.ndarray, layout: CacheLayout, lengths: Iterable[int]) -> np.ndarray:
-    """km, float32 (heads_kv, head_dim), of keys (heads_kv, n, head_dim): the exact mean, rounded once. Zeros where none of
-    the ``lengths`` has a quantised token."""
+    """km, float32 (heads_kv, head_dim), of keys (heads_kv, n, head_dim): the exact mean, rounded once. Zeros where none
+    of the ``lengths`` has a quantised token."""
     for length in lengths:
         if layout.quantized_tokens(length):
             return k[:, :length].mean(axis=1, dtype=np.float64).astype(np.float32)
@@ -108,9 +110,9 @@ def decode_outputs(
 
     ``chunk`` tokens are appended, then their queries run, causal among them, against the cache as it is then; and so on.
     q: (num_heads_q, n, head_dim), any float; k and v as ``contents`` takes them. softmax_scale is 1 / sqrt(head_dim).
-    Nothing but the cache is quantised. ``windows=False``: a cache that quantises each token as it comes, none in 16 bits, with
-    the same km; with blocks of V along tokens it would quantise what is not there yet, which is granted to it. ``smooth_k=False``:
-    km = 0.
+    Nothing but the cache is quantised. ``windows=False``: a cache that quantises each token as it comes, none in 16
+    bits, with the same km; with blocks of V along tokens it would quantise what is not there yet, which is granted to
+    it. ``smooth_k=False``: km = 0.
 
     Raises as ``contents``, and ``ValueError`` for heads of q that are no multiple of those of k.
     """

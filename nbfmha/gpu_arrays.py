@@ -54,7 +54,8 @@ def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
 
 
 def empty_for_parts(like: Any, shape: tuple[int, ...], dtype: str = "float32") -> Any:
-    """``empty`` for kernels that write what is read later, not all. On an emulated machine the rest is NaN, in integers 255."""
+    """``empty`` for kernels that write what is read later, not all. On an emulated machine the rest is NaN, in integers
+    255."""
     array = empty(like, shape, dtype)
     if isinstance(array, EmulatedArray):
         array.fill({"bfloat16": 0x7FFF, "uint8": 0xFF}.get(dtype, math.nan))
@@ -62,7 +63,8 @@ def empty_for_parts(like: Any, shape: tuple[int, ...], dtype: str = "float32") -
 
 
 def upload(like: Any, values: np.ndarray) -> Any:
-    """As ``from_host``, queued on the library's current stream, to be used there; without waiting for the GPU (Numba waits).
+    """As ``from_host``, queued on the library's current stream, to be used there; without waiting for the GPU (Numba
+    waits).
 
     ``values`` may change afterwards: the driver copies pageable memory before it returns.
     """

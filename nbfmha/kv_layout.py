@@ -6,9 +6,10 @@ Of a sequence of n tokens
     [quantized_tokens(n), n)    are in the ring, in 16 bits: token t at place t mod (recent_tokens + 16)
     [0, sink_tokens)            are kept in 16 bits for good, and read from there, in pages or not
 
-K in pages is quantised along head_dim after km, a mean over tokens, is taken away: k' = k - km. km of a sequence is fixed when its
-first block is quantised, as the mean over all tokens that the sequence has then (or given with the sequence), and stays. K
-in the ring and the sinks is as it came. V is quantised as it came, along tokens: a page holds it transposed.
+K in pages is quantised along head_dim after km, a mean over tokens, is taken away: k' = k - km. km of a sequence is
+fixed when its first block is quantised, as the mean over all tokens that the sequence has then (or given with the
+sequence), and stays. K in the ring and the sinks is as it came. V is quantised as it came, along tokens: a page holds it
+transposed.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class CacheLayout:
     sink_tokens    the first ones, a multiple of 16, or 0
     scale          the rule by which blocks choose their scale: "four_over_six" or "amax"
 
-    With the defaults of these windows attention from a cache loses a quarter or less of what it loses without them, on the
-    shipped sample (``accuracy.cache_accuracy_table``); with 64 and 16 tokens a half.
+    With the defaults of these windows attention from a cache loses a quarter or less of what it loses without them, on
+    the shipped sample (``accuracy.cache_accuracy_table``); with 64 and 16 tokens a half.
 
     Raises ``TypeError`` or ``ValueError`` for anything else.
     """
@@ -142,8 +143,8 @@ class CacheArrays:
     v_codes, v_scales    uint8 (pages, heads_kv, head_dim, page_size/2 and page_size/16): transposed, blocks along tokens
     k_recent, v_recent   16-bit (slots, heads_kv, recent_tokens + 16, head_dim): the rings
     k_sinks, v_sinks     16-bit (slots, heads_kv, max(sink_tokens, 1), head_dim)
-    k_mean               float32 (slots, heads_kv, head_dim): km; finite numbers without a meaning (zeros at first) until it
-                         is fixed
+    k_mean               float32 (slots, heads_kv, head_dim): km; finite numbers without a meaning (zeros at first) until
+                         it is fixed
     lengths              int32 (slots,): tokens of each sequence
     block_tables         int32 (slots, pages of a sequence at most): page of tokens [i page_size, (i + 1) page_size); -1
                          where there is none

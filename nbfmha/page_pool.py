@@ -1,8 +1,8 @@
 """Who owns which page: the host's account of a paged KV cache. No arrays of a GPU, nothing waits.
 
 A slot is a sequence's place in the rings and the row of its block table. Pages are counted by how many sequences share
-them; a page that is partly filled and shared is replaced by a copy before anything is written to it (copy on write), a full
-page is never written again. Every method either does all it was asked, or raises before it has changed anything.
+them; a page that is partly filled and shared is replaced by a copy before anything is written to it (copy on write), a
+full page is never written again. Every method either does all it was asked, or raises before it has changed anything.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class PagePool:
         return Stats(sequences, len(self._free_slots), int(self.lengths.sum()), self.pages, free, shared)
 
     def slots(self, name: str, seq_ids: object) -> np.ndarray:
-        """Sequence ids as int64 slots. Raises ``TypeError`` for anything but integers in host memory, ``ValueError`` for one
-        that is no sequence now, or comes twice."""
+        """Sequence ids as int64 slots. Raises ``TypeError`` for anything but integers in host memory, ``ValueError`` for
+        one that is no sequence now, or comes twice."""
         way_out = "pass a list of ints, or a NumPy array"
         if not isinstance(seq_ids, list | tuple | np.ndarray | range):
             raise TypeError(message(name, "integers in host memory", type(seq_ids).__name__, way_out))
@@ -96,7 +96,8 @@ class PagePool:
     def allocate(self, count: int) -> np.ndarray:
         """Slots of ``count`` new, empty sequences. Raises ``CacheFull`` where there are fewer."""
         if count > len(self._free_slots):
-            raise CacheFull(f"out of sequences: {count} asked, {len(self._free_slots)} of {self.max_sequences} free; free some")
+            free = f"{len(self._free_slots)} of {self.max_sequences} free"
+            raise CacheFull(f"out of sequences: {count} asked, {free}; free some")
         slots = np.array([self._free_slots.pop() for _ in range(count)], np.int64)
         self._live[slots] = True
         return slots
@@ -126,12 +127,14 @@ class PagePool:
         return Changes(_int32(entries, 3), _int32(copies, 2))
 
     def advance(self, slots: np.ndarray, tokens: np.ndarray) -> None:
-        """Note that ``tokens`` more tokens a slot have been appended. Raises ``ValueError`` where their pages are missing."""
+        """Note that ``tokens`` more tokens a slot have been appended. Raises ``ValueError`` where their pages are
+        missing."""
         longer = self.lengths[slots] + tokens
         short = (longer > self.max_length) | (self.layout.pages_of(longer) > self._owned[slots])
         if short.any():
             worst = slots[np.flatnonzero(short)[0]]
-            raise ValueError(message("tokens", "what was reserved", f"more, of sequence {int(worst)}", "reserve more before"))
+            got = f"more, of sequence {int(worst)}"
+            raise ValueError(message("tokens", "what was reserved", got, "reserve more before"))
         self.lengths[slots] = longer
 
     def fork(self, slot: int, count: int) -> tuple[np.ndarray, Changes]:
@@ -166,8 +169,8 @@ class PagePool:
         return not missing.any() and not shared.any()
 
     def _wanted(self, slots: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For ``tokens`` more tokens a slot: pages that are missing; the column of the page that is written to first; and
-        whether this one is shared and holds something already."""
+        """For ``tokens`` more tokens a slot: pages that are missing; the column of the page that is written to first;
+        and whether this one is shared and holds something already."""
         length, longer = self.lengths[slots], self.lengths[slots] + tokens
         if longer.size and longer.max() > self.max_length:
             worst = int(np.argmax(longer))
@@ -181,7 +184,8 @@ class PagePool:
         return missing, columns, shared
 
     def _copies(self, shared: np.ndarray) -> int:
-        """Copies of pages that as many sequences as named in ``shared`` are about to write to: all but the last owner's."""
+        """Copies of pages that as many sequences as named in ``shared`` are about to write to: all but the last
+        owner's."""
         pages, writers = np.unique(shared, return_counts=True)
         return int(np.minimum(writers, self._owners[pages] - 1).sum())
 

@@ -24,8 +24,8 @@ class Uploads:
         self._pinned: dict[Hashable, Any] = {}
 
     def get(self, key: Hashable, make: Callable[[], np.ndarray]) -> Any:
-        """The table of this key, made and uploaded if it is new. Raises ``RuntimeError`` for a new one while a CUDA graph is
-        captured."""
+        """The table of this key, made and uploaded if it is new. Raises ``RuntimeError`` for a new one while a CUDA
+        graph is captured."""
         found = self._recent.get(key)
         if gpu_arrays.is_capturing(self._like):
             if key not in self._pinned:

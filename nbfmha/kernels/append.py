@@ -1,6 +1,6 @@
-"""Append tokens to sequences of a paged KV cache: write ring and sinks, quantise the blocks that leave the recent window.
+"""Append tokens to sequences of a paged KV cache: rings, sinks, and the blocks that leave the recent window.
 
-The memory is :mod:`nbfmha.kv_layout`'s, the specification :mod:`nbfmha.cache_model`. A sequence grows from n to N tokens:
+The memory is :mod:`nbfmha.kv_layout`'s, the specification :mod:`nbfmha.cache_model`. A sequence grows from n to N:
 
     blocks of 16 tokens in [quantized(n), quantized(N))   from the ring (tokens < n) or the chunk, to pages in NVFP4
     tokens in [max(n, quantized(N)), N)                   from the chunk to the ring, which holds no others afterwards
@@ -8,20 +8,20 @@ The memory is :mod:`nbfmha.kv_layout`'s, the specification :mod:`nbfmha.cache_mo
     km, when quantized(n) = 0 < quantized(N)              the mean of all N tokens, unless it was given
 
 ==========  ==============================================================================================================
-``append``  CTA = (sequence, kv head, 64 tokens of its chunk). The first one of a head takes the blocks that begin in the ring
-            and writes ring and sinks; the others only blocks of their own tokens: nobody writes what another one reads. A
-            chunk of up to 64 tokens has one CTA a head, which makes km too
+``append``  CTA = (sequence, kv head, 64 tokens of its chunk). The first one of a head takes the blocks that begin in the
+            ring and writes ring and sinks; the others only blocks of their own tokens: nobody writes what another one
+            reads. A chunk of up to 64 tokens has one CTA a head, which makes km too
 ``mean``    CTA = (sequence, kv head): km, before ``append``, for longer chunks
 ==========  ==============================================================================================================
 
-Everything that changes from call to call (lengths, block tables) is read from device memory: a CUDA graph of it appends the
-next tokens at every replay. All CTAs of a sequence read its length; each then takes a ticket, and the last one writes the
-new length: nobody can still be about to read the old one. Tickets count up to the number of CTAs and start at 0 again.
-A sequence without a page for what would be quantised (a replay beyond what was reserved) is left as it is.
+Everything that changes from call to call (lengths, block tables) is read from device memory: a CUDA graph of it appends
+the next tokens at every replay. All CTAs of a sequence read its length; each then takes a ticket, and the last one writes
+the new length: nobody can still be about to read the old one. Tickets count up to the number of CTAs and start at 0
+again. A sequence without a page for what would be quantised (a replay beyond what was reserved) is left as it is.
 
-2 head_dim threads: half of them take K, a token's 16 channels each, half V, a channel's 16 tokens each; one block, one
-quantisation a thread. A token costs 8 bytes a channel read and written in 16 bits, and, once in 16 calls, the ring's 16
-tokens read and 9/8 bytes a channel and token written. Needs sm_80. Not offered: float32, V's blocks along head_dim.
+2 head_dim threads: half of them take K, a token's 16 channels each, half V, a channel's 16 tokens each; one block is one
+quantisation a thread. Bytes a token and channel, K and V: 4 read and 4 written for the ring, later 4 read and 9/8 written
+for the page. Needs sm_80. Not offered: float32, V's blocks along head_dim.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def mean_threads_of(head_dim: int) -> int:
 
 
 def _make_grow():
-    """Device function ``(lengths, block_tables, slot, count, table_width, page_size, recent_tokens) -> (length, total, first,
-    stop)``: tokens before and after, tokens in pages before and after; no growth where a page is missing."""
+    """Device function ``(lengths, block_tables, slot, count, table_width, page_size, recent_tokens) -> (length, total,
+    first, stop)``: tokens before and after, tokens in pages before and after; no growth where a page is missing."""
     from numba import cuda
     from numba.core import types
 
@@ -82,8 +82,9 @@ def _make_grow():
 
 
 def _make_sum_keys(dtype: str, head_dim: int, threads: int):
-    """Device function ``(staged: shared f32[threads * 8], k, k_recent, k_first, k_t, ring_first, ring_tokens, length, total,
-    thread) -> f32``, called by all threads: the sum over all tokens of channel ``thread``, for the first head_dim threads.
+    """Device function ``(staged: shared f32[threads * 8], k, k_recent, k_first, k_t, ring_first, ring_tokens, length,
+    total, thread) -> f32``, called by all threads: the sum over all tokens of channel ``thread``, for the first head_dim
+    threads.
     k_first, ring_first: elements before the first token of the chunk and of the ring, of this head."""
     from numba import cuda
     from numba.core import types
@@ -129,9 +130,10 @@ def _make_sum_keys(dtype: str, head_dim: int, threads: int):
 
 
 def make_append(dtype: str, head_dim: int, scale: str):
-    """Kernel ``append(k_codes, k_scales, v_codes, v_scales, k_recent, v_recent, v_recent_16, k_sinks, v_sinks, k_mean, lengths,
-    block_tables, mean_given, tickets, k, v, v_16, work, k_h, k_t, v_h, v_t, heads, parts, table_width, page_size,
-    recent_tokens, sink_tokens, makes_mean)``; the names with _16 are the arrays before them, by single elements."""
+    """Kernel ``append(k_codes, k_scales, v_codes, v_scales, k_recent, v_recent, v_recent_16, k_sinks, v_sinks, k_mean,
+    lengths, block_tables, mean_given, tickets, k, v, v_16, work, k_h, k_t, v_h, v_t, heads, parts, table_width,
+    page_size, recent_tokens, sink_tokens, makes_mean)``; the names with _16 are the arrays before them, by single
+    elements."""
     from numba import cuda
     from numba.core import types
 
@@ -157,7 +159,8 @@ def make_append(dtype: str, head_dim: int, scale: str):
         words = cuda.local.array(4, u32)
         for item in range(i32(thread), i32((end - begin) * i32(vectors)), head_dim):
             token, column = i32(begin + i32(item) // i32(vectors)), i64(_VECTOR) * i64(i32(item) % i32(vectors))
-            load_fixed(ffi.from_buffer(words), source, (source_first + i64(token - length) * source_t + column) >> i64(1))
+            source_at = (source_first + i64(token - length) * source_t + column) >> i64(1)
+            load_fixed(ffi.from_buffer(words), source, source_at)
             at = (target_first + i64(token % places) * i64(head_dim) + column) >> i64(1)
             store_v4(target, at, words[0], words[1], words[2], words[3])
 
@@ -268,8 +271,8 @@ def make_append(dtype: str, head_dim: int, scale: str):
 
 
 def make_mean(dtype: str, head_dim: int):
-    """Kernel ``mean(k_mean, k_recent, lengths, block_tables, mean_given, k, work, k_h, k_t, heads, table_width, page_size,
-    recent_tokens)``."""
+    """Kernel ``mean(k_mean, k_recent, lengths, block_tables, mean_given, k, work, k_h, k_t, heads, table_width,
+    page_size, recent_tokens)``."""
     from numba import cuda
     from numba.core import types
 
@@ -279,8 +282,9 @@ def make_mean(dtype: str, head_dim: int):
     grow, sum_keys = _make_grow(), _make_sum_keys(dtype, head_dim, threads)
 
     def mean(
-        k_mean, k_recent, lengths, block_tables, mean_given, k, work, k_h, k_t, heads, table_width, page_size, recent_tokens
-    ):
+        k_mean, k_recent, lengths, block_tables, mean_given, k, work, k_h, k_t, heads, table_width, page_size,
+        recent_tokens,
+    ):  # fmt: skip
         staged = cuda.shared.array(staged_floats, f32)
         thread, cta = u32(cuda.threadIdx.x), i32(cuda.blockIdx.x)
         head, index = i32(cta % heads), i32(cta // heads)
@@ -302,8 +306,8 @@ def make_mean(dtype: str, head_dim: int):
 def append_kernel(dtype: str, head_dim: int, scale: str) -> Kernel:
     """The ``append`` kernel for these constants."""
     signature = (
-        "u32*", "u8*", "u32*", "u8*", "u32*", "u32*", "u16*", "u32*", "u32*", "f32*", "i32*", "i32*", "i32*", "u32*", "u32*",
-        "u32*", "u16*", "i32*", *("i64",) * 4, *("i32",) * 7,
+        "u32*", "u8*", "u32*", "u8*", "u32*", "u32*", "u16*", "u32*", "u32*", "f32*", "i32*", "i32*", "i32*", "u32*",
+        "u32*", "u32*", "u16*", "i32*", *("i64",) * 4, *("i32",) * 7,
     )  # fmt: skip
     constants = {"dtype": dtype, "head_dim": head_dim, "scale": scale}
     return Kernel(make_append, signature, constants, launch_bounds=(threads_of(head_dim),))
@@ -332,8 +336,8 @@ def append(
     ``TOKENS_A_CTA`` tokens; nothing waits.
 
     Args:
-        k, v: (tokens, heads_kv, head_dim) of the layout's dtype, their batch stride unused; first element 16-byte aligned,
-            strides multiples of 16 bytes. Read only.
+        k, v: (tokens, heads_kv, head_dim) of the layout's dtype, their batch stride unused; first element 16-byte
+            aligned, strides multiples of 16 bytes. Read only.
         work: int32 (sequences, 3) on the device: ``WORK_FIELDS`` of each; a slot comes once at most.
         longest: rows of the longest chunk, or more.
         mean_given: int32 (slots,), not 0 where km was given. tickets: uint32 or int32 (slots,), zeros before and after.
@@ -356,9 +360,9 @@ def append(
         kernel = mean_kernel(layout.dtype, layout.head_dim)
         gpu_arrays.launch(kernel, (sequences * heads,), (mean_threads_of(layout.head_dim),), arguments)
     arguments = (
-        a.k_codes, a.k_scales, a.v_codes, a.v_scales, a.k_recent, a.v_recent, a.v_recent, a.k_sinks, a.v_sinks, a.k_mean,
-        a.lengths, a.block_tables, mean_given, tickets, k.array, v.array, v.array, work, k_h, k_t, v_h, v_t, heads, parts,
-        width, layout.page_size, layout.recent_tokens, layout.sink_tokens, int(parts == 1),
+        a.k_codes, a.k_scales, a.v_codes, a.v_scales, a.k_recent, a.v_recent, a.v_recent, a.k_sinks, a.v_sinks,
+        a.k_mean, a.lengths, a.block_tables, mean_given, tickets, k.array, v.array, v.array, work, k_h, k_t, v_h, v_t,
+        heads, parts, width, layout.page_size, layout.recent_tokens, layout.sink_tokens, int(parts == 1),
     )  # fmt: skip
     kernel = append_kernel(layout.dtype, layout.head_dim, layout.scale)
     gpu_arrays.launch(kernel, (ctas,), (threads_of(layout.head_dim),), arguments)

@@ -1,11 +1,12 @@
 """Small moves within a paged KV cache: entries of block tables, copies of pages and of what a sequence has beside them.
 
-==============  ==========================================================================================================
+==============  =========================================================================================================
 ``entries``     a thread sets one entry of the block tables
 ``clear``       CTA = slot: length 0, an empty row of the block table, km as given or 0
 ``copy_pages``  CTA = (pair of pages, one of four arrays): K and V of all heads, codes and scales
-``copy_slots``  CTA = (pair of slots, one of five arrays): ring, sinks and km; with km, the length and whether km was given
-==============  ==========================================================================================================
+``copy_slots``  CTA = (pair of slots, one of five arrays): ring, sinks and km; with km, the length and whether km was
+                given
+==============  =========================================================================================================
 
 Copies go by 16 bytes, each byte once. Needs sm_80.
 """
@@ -25,8 +26,8 @@ _SLOT_ARRAYS = 5
 
 
 def _make_copy():
-    """Device function ``(array: u32*, source, target, vectors, thread)``: copies entry ``source`` of an array of entries of
-    ``vectors`` times 16 bytes to entry ``target``; by ``THREADS`` threads."""
+    """Device function ``(array: u32*, source, target, vectors, thread)``: copies entry ``source`` of an array of entries
+    of ``vectors`` times 16 bytes to entry ``target``; by ``THREADS`` threads."""
     from numba import cuda
     from numba.core import types
 
@@ -62,8 +63,8 @@ def make_entries():
 
 
 def make_clear():
-    """Kernel ``clear(lengths, block_tables, k_mean, mean_given, slots, means, has_means, width, mean_floats)``; means: f32
-    (slots of the call, mean_floats)."""
+    """Kernel ``clear(lengths, block_tables, k_mean, mean_given, slots, means, has_means, width, mean_floats)``; means:
+    f32 (slots of the call, mean_floats)."""
     from numba import cuda
     from numba.core import types
 
@@ -87,8 +88,8 @@ def make_clear():
 
 
 def make_copy_pages():
-    """Kernel ``copy_pages(k_codes, k_scales, v_codes, v_scales, pairs, code_vectors, scale_vectors)``; pairs: int32 (n, 2),
-    from and to; vectors: of 16 bytes, of a page."""
+    """Kernel ``copy_pages(k_codes, k_scales, v_codes, v_scales, pairs, code_vectors, scale_vectors)``; pairs: int32 (n,
+    2), from and to; vectors: of 16 bytes, of a page."""
     from numba import cuda
     from numba.core import types
 
@@ -121,8 +122,9 @@ def make_copy_slots():
     copy = _make_copy()
 
     def copy_slots(
-        k_recent, v_recent, k_sinks, v_sinks, k_mean, lengths, mean_given, pairs, ring_vectors, sink_vectors, mean_vectors
-    ):
+        k_recent, v_recent, k_sinks, v_sinks, k_mean, lengths, mean_given, pairs, ring_vectors, sink_vectors,
+        mean_vectors,
+    ):  # fmt: skip
         thread, cta = i32(cuda.threadIdx.x), i64(cuda.blockIdx.x)
         pair, array = cta // i64(_SLOT_ARRAYS), i32(cta % i64(_SLOT_ARRAYS))
         source, target = pairs[i64(2) * pair], pairs[i64(2) * pair + i64(1)]
@@ -181,7 +183,8 @@ def clear(arrays: CacheArrays, mean_given: Any, slots: Any, means: Any = None) -
     width, mean_floats = arrays.block_tables.shape[1], arrays.k_mean.shape[1] * arrays.k_mean.shape[2]
     given = 0 if means is None else means
     arguments = (
-        arrays.lengths, arrays.block_tables, arrays.k_mean, mean_given, slots, given, int(means is not None), width, mean_floats
+        arrays.lengths, arrays.block_tables, arrays.k_mean, mean_given, slots, given, int(means is not None), width,
+        mean_floats,
     )  # fmt: skip
     gpu_arrays.launch(clear_kernel(), (slots.shape[0],), (THREADS,), arguments)
 

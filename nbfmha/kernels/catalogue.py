@@ -63,6 +63,12 @@ def _prefill_64(target: Target) -> Kernel:
     return prefill_kernel(_mma(target), 64, pv=pv, has_delta=True)
 
 
+def _append(target: Target) -> Kernel:
+    from nbfmha.kernels.append import append_kernel
+
+    return append_kernel("float16", 128, "four_over_six")
+
+
 #: Name -> function of the target that returns the kernel as it would run there: with the block-scale MMA where the
 #: target has it, else with exact dequantisation.
 CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
@@ -74,6 +80,7 @@ CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
     "qk": _qk,
     "prefill": _prefill,
     "prefill_64": _prefill_64,
+    "append": _append,
 }
 
 

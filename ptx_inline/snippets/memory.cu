@@ -44,8 +44,8 @@ extern "C" __device__ void red_global_max_u32(u32 *base, i64 index, u32 value) {
   asm volatile("red.global.max.u32 [%0], %1;" ::"l"(base + index), "r"(value) : "memory");
 }
 
-// Counts up to `last` and then starts at 0 again; returns the count before. What this thread has seen done before is done for
-// whoever takes a later ticket. PTX ISA 6.0+, sm_70.
+// Counts up to `last` and then starts at 0 again; returns the count before. What this thread has seen done before it is
+// done for whoever counts later. PTX ISA 6.0+, sm_70.
 extern "C" __device__ u32 atom_acq_rel_gpu_global_inc_u32(u32 *base, i64 index, u32 last) {
   u32 before;
   asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(base + index), "r"(last) : "memory");

@@ -53,7 +53,7 @@ def test_sizes():
 
 
 @pytest.mark.parametrize(
-    "options, error, match",
+    ("options", "error", "match"),
     [
         ({"head_dim": 96}, ValueError, "head_dim must be one of 64, 128, 256, got 96; pad the last axis"),
         ({"head_dim": 32}, ValueError, r"head_dim must be in \[64, 256\], got 32"),
@@ -63,7 +63,7 @@ def test_sizes():
         ({"page_size": 512}, ValueError, "page_size must be a multiple of 16"),
         ({"recent_tokens": 0}, ValueError, r"recent_tokens must be a multiple of 16 in \[16, 4096\], got 0"),
         ({"sink_tokens": 8}, ValueError, "sink_tokens must be a multiple of 16"),
-        ({"dtype": "float32"}, ValueError, "dtype must be one of 'float16', 'bfloat16', got 'float32'; convert k and v first"),
+        ({"dtype": "float32"}, ValueError, "dtype must be one of 'float16', 'bfloat16', got 'float32'; convert"),
         ({"scale": "best"}, ValueError, "scale must be one of 'amax', 'four_over_six', got 'best'"),
     ],
 )
@@ -119,7 +119,8 @@ def test_the_mean_is_fixed_with_the_first_block_and_stays():
     assert not mean_of_keys(k, LAYOUT, [10, 47]).any()
     given = np.ones((2, 64), np.float32)
     found = contents(k, v, LAYOUT, [10, 50, 200], k_mean=given)
-    np.testing.assert_array_equal(found.k_pages.codes, quantize(k[:, :160].astype(np.float32) - 1, scale=LAYOUT.scale).codes)
+    expected = quantize(k[:, :160].astype(np.float32) - 1, scale=LAYOUT.scale)
+    np.testing.assert_array_equal(found.k_pages.codes, expected.codes)
 
 
 def test_contents_are_refused():

@@ -57,7 +57,8 @@ class Accounts(RuleBasedStateMachine):
     @precondition(lambda self: self.histories)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, 60), min_size=1, max_size=5), ahead=st.booleans())
     def append(self, data, tokens, ahead):
-        slots = data.draw(st.lists(st.sampled_from(sorted(self.histories)), min_size=1, max_size=len(tokens), unique=True))
+        some = st.lists(st.sampled_from(sorted(self.histories)), min_size=1, max_size=len(tokens), unique=True)
+        slots = data.draw(some)
         counts = np.array(tokens[: len(slots)])
         before = self.snapshot()
         try:
@@ -136,7 +137,7 @@ def test_pages_are_those_of_quantised_tokens():
         pool.advance(slots, np.array([1]))
         ((_, pages),) = pool.pages_in_use()
         assert len(pages) == SMALL.pages_of(length) == -(-max((length - 16) // 16 * 16, 0) // 32)
-    with pytest.raises(ValueError, match=r"tokens must be within max_length = 140, got 140 \+ 1 of sequence 0; make the cache"):
+    with pytest.raises(ValueError, match=r"tokens must be within max_length = 140, got 140 \+ 1 of sequence 0; make"):
         pool.reserve(slots, np.array([1]))
 
 
@@ -161,9 +162,9 @@ def test_refusals():
     with pytest.raises(CacheFull, match="out of sequences: 3 asked, 2 of 2 free; free some"):
         pool.allocate(3)
     slots = pool.allocate(2)
-    with pytest.raises(CacheFull, match="out of pages: 3 pages wanted, 2 of 2 free; free sequences, or make the cache with more"):
+    with pytest.raises(CacheFull, match="out of pages: 3 pages wanted, 2 of 2 free; free sequences, or"):
         pool.reserve(slots, np.array([64, 40]))
-    with pytest.raises(ValueError, match="tokens must be what was reserved, got more, of sequence 1; reserve more before"):
+    with pytest.raises(ValueError, match="tokens must be what was reserved, got more, of sequence 1; reserve"):
         pool.advance(slots, np.array([10, 32]))
     with pytest.raises(ValueError, match="seq_ids must be sequences that allocate or fork gave, got 2; is it freed"):
         pool.slots("seq_ids", [0, 2])
@@ -173,7 +174,7 @@ def test_refusals():
         pool.slots("seq_ids", [1, 1])
     with pytest.raises(TypeError, match="seq_ids must be integers in host memory, got int; pass a list of ints"):
         pool.slots("seq_ids", 1)
-    with pytest.raises(TypeError, match="seq_ids must be one-dimensional, of integers, got an array of float64 and shape"):
+    with pytest.raises(TypeError, match="seq_ids must be one-dimensional, of integers, got an array of float64"):
         pool.slots("seq_ids", [0.0])
     pool.free(slots)
     with pytest.raises(ValueError, match="got 0; is it freed"):
