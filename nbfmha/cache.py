@@ -125,7 +125,7 @@ class PagedKVCache:
         if capturing and not self._pool.has_reserved(slots, tokens):
             raise RuntimeError("pages of captured appends must be there before the capture; call reserve first")
         work = self._uploads.get(
-            ("append", *slots.tolist(), *edges.tolist()),
+            ("append", slots.tobytes(), edges.tobytes()),
             lambda: np.stack([slots, edges[:-1], tokens], axis=1).astype(np.int32),
         )
         if not capturing:
@@ -180,7 +180,7 @@ class PagedKVCache:
     def device_ids(self, seq_ids: Sequence[int]) -> Any:
         """The ids as an int32 array where the cache lies; kept for the next call."""
         slots = self._pool.slots("seq_ids", seq_ids)
-        return self._uploads.get(("ids", *slots.tolist()), lambda: slots.astype(np.int32))
+        return self._uploads.get(("ids", slots.tobytes()), lambda: slots.astype(np.int32))
 
     @property
     def lengths(self) -> Any:

@@ -63,6 +63,8 @@ class PagePool:
         self.tables = np.full((max_sequences, width), -1, np.int32)
         self._owned = np.zeros(max_sequences, np.int64)  # pages of each slot
         self._live = np.zeros(max_sequences, bool)
+        self._room = np.zeros(max_sequences, np.int64)  # lengths up to which a slot surely needs nothing
+        self._known: tuple[tuple, np.ndarray] = (), np.zeros(0, np.int64)  # the ids that came last, and their slots
         self._owners = np.zeros(pages, np.int64)  # sequences of each page
         self._free_pages = list(range(pages - 1, -1, -1))
         self._free_slots = list(range(max_sequences - 1, -1, -1))
@@ -77,6 +79,8 @@ class PagePool:
     def slots(self, name: str, seq_ids: object) -> np.ndarray:
         """Sequence ids as int64 slots. Raises ``TypeError`` for anything but integers in host memory, ``ValueError`` for
         one that is no sequence now, or comes twice."""
+        if isinstance(seq_ids, list) and seq_ids and tuple(seq_ids) == self._known[0]:
+            return self._known[1]
         way_out = "pass a list of ints, or a NumPy array"
         if not isinstance(seq_ids, list | tuple | np.ndarray | range):
             raise TypeError(message(name, "integers in host memory", type(seq_ids).__name__, way_out))
@@ -91,6 +95,7 @@ class PagePool:
             raise ValueError(message(name, "sequences that allocate or fork gave", int(unknown[0]), "is it freed?"))
         if len(np.unique(slots)) < len(slots):
             raise ValueError(message(name, "each sequence once", slots.tolist(), "append one chunk of each"))
+        self._known = tuple(slots.tolist()), slots
         return slots
 
     def allocate(self, count: int) -> np.ndarray:
@@ -100,6 +105,7 @@ class PagePool:
             raise CacheFull(f"out of sequences: {count} asked, {free}; free some")
         slots = np.array([self._free_slots.pop() for _ in range(count)], np.int64)
         self._live[slots] = True
+        self._room[slots] = self._room_of(slots)
         return slots
 
     def reserve(self, slots: np.ndarray, tokens: np.ndarray) -> Changes:
@@ -107,9 +113,9 @@ class PagePool:
 
         Raises ``ValueError`` beyond max_length, ``CacheFull`` where pages are missing.
         """
-        missing, columns, shared = self._wanted(slots, tokens)
-        if not missing.any() and not shared.any():
+        if (self.lengths[slots] + tokens <= self._room[slots]).all():
             return _NOTHING
+        missing, columns, shared = self._wanted(slots, tokens)
         writes_to = self.tables[slots, columns]
         self._check_free(int(missing.sum()) + self._copies(writes_to[shared]))
         entries, copies = [], []
@@ -124,12 +130,16 @@ class PagePool:
             for column in range(self._owned[slots[i]], self._owned[slots[i]] + missing[i]):
                 entries.append((slots[i], column, self._take(slots[i], column)))
             self._owned[slots[i]] += missing[i]
+        self._room[slots] = self._room_of(slots)
         return Changes(_int32(entries, 3), _int32(copies, 2))
 
     def advance(self, slots: np.ndarray, tokens: np.ndarray) -> None:
         """Note that ``tokens`` more tokens a slot have been appended. Raises ``ValueError`` where their pages are
         missing."""
         longer = self.lengths[slots] + tokens
+        if (longer <= self._room[slots]).all():
+            self.lengths[slots] = longer
+            return
         short = (longer > self.max_length) | (self.layout.pages_of(longer) > self._owned[slots])
         if short.any():
             worst = slots[np.flatnonzero(short)[0]]
@@ -145,6 +155,8 @@ class PagePool:
         self.tables[slots, :pages] = row
         self.lengths[slots], self._owned[slots] = self.lengths[slot], pages
         self._owners[row] += count
+        self._room[slots] = self._room_of(slots)
+        self._room[slot] = self._room_of(np.array([slot]))[0]
         entries = [(new, column, page) for new in slots for column, page in enumerate(row)]
         return slots, Changes(_int32(entries, 3), _int32([], 2))
 
@@ -157,6 +169,7 @@ class PagePool:
                     self._free_pages.append(int(page))
             self._free_slots.append(int(slot))
         self.tables[slots], self.lengths[slots], self._owned[slots], self._live[slots] = -1, 0, 0, False
+        self._known = (), slots[:0]
 
     def pages_in_use(self) -> Iterator[tuple[int, np.ndarray]]:
         """Each sequence's slot and its pages, in the order of their tokens."""
@@ -165,8 +178,19 @@ class PagePool:
 
     def has_reserved(self, slots: np.ndarray, tokens: np.ndarray) -> bool:
         """Whether ``reserve`` would change nothing. Raises ``ValueError`` beyond max_length."""
+        if (self.lengths[slots] + tokens <= self._room[slots]).all():
+            return True
         missing, _, shared = self._wanted(slots, tokens)
         return not missing.any() and not shared.any()
+
+    def _room_of(self, slots: np.ndarray) -> np.ndarray:
+        """Lengths up to which ``slots`` write to no page but those that they own alone. Others may give up a page that is
+        shared, so that it is more, but only a fork of the slot itself makes it less."""
+        stored = self.layout.quantized_tokens(self.lengths[slots])
+        first = self.tables[slots, np.minimum(stored // self.layout.page_size, self.tables.shape[1] - 1)]
+        shared = (stored % self.layout.page_size != 0) & (self._owners[first] > 1)
+        last = np.where(shared, stored, self._owned[slots] * self.layout.page_size)
+        return np.minimum(last + self.layout.ring_tokens - 1, self.max_length)
 
     def _wanted(self, slots: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For ``tokens`` more tokens a slot: pages that are missing; the column of the page that is written to first;

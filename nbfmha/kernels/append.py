@@ -202,14 +202,10 @@ def make_append(dtype: str, head_dim: int, scale: str):
             cuda.syncthreads()
 
             col, inside = own % u32(cols), i32(own // u32(cols))
-            mean_of_col = cuda.local.array(BLOCK, f32)
             words = cuda.local.array(8, u32)
             values = cuda.local.array(BLOCK, f32)
             packed = cuda.local.array(2, u32)
-            for i in unroll(BLOCK):
-                mean_of_col[i] = f32(0)
-                if not is_v:
-                    mean_of_col[i] = means[u32(pitch) * col + u32(i)]
+            own_means = u32(pitch) * col
             # blocks of the chunk alone begin at ``whole``; a CTA takes four of them, the first one those before as well
             whole = i32(i32(length + i32(BLOCK - 1)) // i32(BLOCK))
             begin = i32(whole + part * i32(TOKENS_A_CTA // BLOCK))
@@ -237,8 +233,8 @@ def make_append(dtype: str, head_dim: int, scale: str):
                         load_16(k, k_first + i64(t - length) * k_t + i64(BLOCK) * i64(col), words)
                     for w in unroll(8):
                         even, odd = widen_pair(words[w])
-                        values[2 * w] = even - mean_of_col[2 * w]
-                        values[2 * w + 1] = odd - mean_of_col[2 * w + 1]
+                        values[2 * w] = even - means[own_means + u32(2 * w)]
+                        values[2 * w + 1] = odd - means[own_means + u32(2 * w + 1)]
                 byte = u8(quantize_block(values, f32(1), packed))
                 if is_v:
                     stored = (page * i64(heads) + i64(head)) * i64(head_dim) + i64(own)
