@@ -106,7 +106,8 @@ class PagedKVCache:
 
         While a CUDA graph is captured nothing may be allocated or copied from the host: ``reserve`` the pages of all
         replays and call ``append`` with the same ids and boundaries once before. Every replay appends; tell the host by
-        ``advance``. A replay beyond the reserved pages leaves the sequence as it is.
+        ``advance``, before anything else is done with the sequence. A replay beyond the reserved pages leaves the
+        sequence as it is.
 
         Raises, before anything is written or changed: ``CacheFull`` where pages are missing; ``ValueError`` beyond
         max_length, for ids that are no sequences, shapes or strides; ``TypeError`` for a wrong dtype, library or place;
