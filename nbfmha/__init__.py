@@ -11,6 +11,8 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _EXPORTS = {
+    "CacheFull": "nbfmha.page_pool",
+    "PagedKVCache": "nbfmha.cache",
     "QuantizedTensor": "nbfmha.quantized_tensor",
     "Recipe": "nbfmha.recipe",
     "attention": "nbfmha.forward",
@@ -24,6 +26,8 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "CacheFull",
+    "PagedKVCache",
     "QuantizedTensor",
     "Recipe",
     "__version__",
@@ -38,8 +42,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from nbfmha.cache import PagedKVCache
     from nbfmha.dispatch import explain, fmha_prefill_blockscale, fmha_prefill_legacy
     from nbfmha.forward import attention
+    from nbfmha.page_pool import CacheFull
     from nbfmha.quantization import dequantize, quantize, relayout
     from nbfmha.quantized_tensor import QuantizedTensor
     from nbfmha.recipe import Recipe

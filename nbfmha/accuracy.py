@@ -1,17 +1,21 @@
-"""How far quantised attention ends from attention: a row of numbers for each recipe. A leaf, for reports and notebooks."""
+"""How far quantised attention ends from attention: numbers for each recipe, and for each kind of KV cache. A leaf, for
+reports and notebooks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nbfmha import reference
+from nbfmha.cache_model import decode_outputs
+from nbfmha.kv_layout import CacheLayout
 from nbfmha.problem import Problem
 from nbfmha.recipe import PRESETS, Recipe
 from nbfmha.recipe_model import recipe_attention
 from nbfmha.testing import relative_rmse
+from nbfmha.validation import dtype_name
 
 
 class Accuracy(NamedTuple):
@@ -66,3 +70,31 @@ def accuracy_table(
     problem = Problem.of(q, k, v, causal=causal)
     expected = reference.attention(q, k, v, problem, return_lse=True)
     return {name: accuracy(*recipe_attention(q, k, v, problem, recipe), *expected) for name, recipe in recipes.items()}
+
+
+CACHES = {
+    "plain NVFP4": {"scale": "amax", "smooth_k": False, "windows": False, "v_axis": "head_dim"},
+    "no 16-bit windows": {"windows": False, "v_axis": "head_dim"},
+    "no 16-bit windows, V along tokens": {"windows": False},
+    "default": {},
+    "default, V along head_dim": {"v_axis": "head_dim"},
+}
+"""Name -> how K and V are kept: options of ``cache_model.decode_outputs``, and ``CacheLayout``'s scale."""
+
+
+def cache_accuracy_table(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, chunks: Sequence[int] = (1, 16, 64), **options: Any
+) -> dict[str, dict[int, float]]:
+    """Name of ``CACHES`` -> chunk -> relative L2 of attention read from such a KV cache, ``chunk`` tokens appended at a
+    time, against float64 causal attention on the history as it came.
+
+    q (num_heads_q, n, head_dim), k, v (num_heads_kv, n, head_dim), float16 or bfloat16. options: of ``CacheLayout``.
+    """
+    expected = reference.attention(q, k, v, causal=True)
+    table = {}
+    for name, how in CACHES.items():
+        scale = {"scale": how["scale"]} if "scale" in how else {}
+        layout = CacheLayout(k.shape[0], k.shape[-1], dtype=dtype_name(k), **options | scale)
+        read = {option: value for option, value in how.items() if option != "scale"}
+        table[name] = {n: relative_rmse(decode_outputs(q, k, v, layout, chunk=n, **read), expected) for n in chunks}
+    return table

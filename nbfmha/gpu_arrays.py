@@ -53,12 +53,28 @@ def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
     raise TypeError(message("array", f"of {_LIBRARIES} (bfloat16: torch)", got, "convert it with torch.from_dlpack"))
 
 
-def empty_for_parts(like: Any, shape: tuple[int, ...]) -> Any:
-    """``empty`` in float32 for a kernel that writes what is read later, not all. On an emulated machine the rest is NaN."""
-    array = empty(like, shape, "float32")
+def empty_for_parts(like: Any, shape: tuple[int, ...], dtype: str = "float32") -> Any:
+    """``empty`` for kernels that write what is read later, not all. On an emulated machine the rest is NaN, in integers
+    255."""
+    array = empty(like, shape, dtype)
     if isinstance(array, EmulatedArray):
-        array.fill(math.nan)
+        array.fill({"bfloat16": 0x7FFF, "uint8": 0xFF}.get(dtype, math.nan))
     return array
+
+
+def upload(like: Any, values: np.ndarray) -> Any:
+    """As ``from_host``, queued on the library's current stream, to be used there; without waiting for the GPU (Numba
+    waits).
+
+    ``values`` may change afterwards: the driver copies pageable memory before it returns.
+    """
+    if is_torch(like):
+        return sys.modules["torch"].from_numpy(np.ascontiguousarray(values)).to(like.device, non_blocking=True)
+    if type(like).__module__.startswith("cupy"):
+        array = empty(like, values.shape, values.dtype.name)
+        array.set(np.ascontiguousarray(values), stream=sys.modules["cupy"].cuda.get_current_stream())
+        return array
+    return from_host(like, values)
 
 
 def from_host(like: Any, values: np.ndarray) -> Any:

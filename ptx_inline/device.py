@@ -58,10 +58,12 @@ ldmatrix_x4_b8x16_b4x16_p64 = _declare("ldmatrix_b4.cu", "void ldmatrix_x4_b8x16
 
 ld_global_nc_v4_u32 = _declare("memory.cu", "void ld_global_nc_v4_u32(u32*, u32*, i64)")
 ld_global_nc_v2_u32 = _declare("memory.cu", "void ld_global_nc_v2_u32(u32*, u32*, i64)")
+ld_global_v4_u32 = _declare("memory.cu", "void ld_global_v4_u32(u32*, u32*, i64)")
 ld_global_nc_u32 = _declare("memory.cu", "u32 ld_global_nc_u32(u8*, i64)")
 st_global_v4_u32 = _declare("memory.cu", "void st_global_v4_u32(u32*, i64, u32, u32, u32, u32)")
 st_global_v2_u32 = _declare("memory.cu", "void st_global_v2_u32(u32*, i64, u32, u32)")
 red_global_max_u32 = _declare("memory.cu", "void red_global_max_u32(u32*, i64, u32)")
+atom_acq_rel_gpu_global_inc_u32 = _declare("memory.cu", "u32 atom_acq_rel_gpu_global_inc_u32(u32*, i64, u32)")
 cvta_to_shared_u32 = _declare("memory.cu", "u32 cvta_to_shared_u32(u32*)")
 ld_shared_u32 = _declare("memory.cu", "u32 ld_shared_u32(u32)")
 ld_shared_v2_u32 = _declare("memory.cu", "void ld_shared_v2_u32(u32*, u32)")

@@ -90,6 +90,13 @@ def test_references_know_no_kernels():
     assert len(modules("nbfmha.recipe_model")) == 1
     model = ("nbfmha.problem", "nbfmha.reference", "nbfmha.recipe")
     assert_imports_only(modules("nbfmha.recipe_model"), "numpy", "ptx_inline.isa", *own, *model)
+    assert len(modules("nbfmha.kv_layout", "nbfmha.cache_model")) == 2
+    assert_imports_only(modules("nbfmha.kv_layout", "nbfmha.cache_model"), "numpy", *own, "nbfmha.kv_layout")
+
+
+def test_who_owns_which_page_is_known_without_a_gpu():
+    assert len(modules("nbfmha.page_pool")) == 1
+    assert_imports_only(modules("nbfmha.page_pool"), "numpy", "nbfmha.kv_layout", "nbfmha.validation")
 
 
 def test_descriptions_know_the_checks_alone():
@@ -99,7 +106,8 @@ def test_descriptions_know_the_checks_alone():
 
 
 def test_kernels_know_instructions_and_descriptions():
-    own = ("scale_layouts", "quantized_tensor", "validation", "gpu_arrays", "problem", "recipe", "tiles", "kernels")
+    own = ("scale_layouts", "quantized_tensor", "validation", "gpu_arrays", "problem", "recipe", "tiles", "kv_layout")
+    own += ("kernels",)
     allowed = ("numpy", "numba", "ptx_inline.device", "ptx_inline.isa", "ptx_inline.toolchain", "ptx_inline.unroll")
     assert_imports_only(modules("nbfmha.kernels"), *allowed, *(f"nbfmha.{name}" for name in own))
 

@@ -73,6 +73,12 @@ def _prefill_legacy(target: Target) -> Kernel:
     return prefill_kernel("legacy", 64, pv="e4m3")
 
 
+def _append(target: Target) -> Kernel:
+    from nbfmha.kernels.append import append_kernel
+
+    return append_kernel("float16", 128, "four_over_six")
+
+
 #: Name -> function of the target that returns the kernel as it would run there: with the block-scale MMA where the
 #: target has it, else with exact dequantisation.
 CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
@@ -85,6 +91,7 @@ CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
     "prefill": _prefill,
     "prefill_64": _prefill_64,
     "prefill_legacy": _prefill_legacy,
+    "append": _append,
 }
 
 

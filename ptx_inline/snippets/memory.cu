@@ -16,6 +16,14 @@ extern "C" __device__ void ld_global_nc_v2_u32(u32 *dst, const u32 *base, i64 in
   asm("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(dst[0]), "=r"(dst[1]) : "l"(base + index));
 }
 
+// 16 bytes of memory that this kernel may write too. PTX ISA 2.0+.
+extern "C" __device__ void ld_global_v4_u32(u32 *dst, const u32 *base, i64 index) {
+  asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(dst[0]), "=r"(dst[1]), "=r"(dst[2]), "=r"(dst[3])
+               : "l"(base + index)
+               : "memory");
+}
+
 // `offset` in bytes, a multiple of 4.
 extern "C" __device__ u32 ld_global_nc_u32(const unsigned char *base, i64 offset) {
   u32 value;
@@ -34,6 +42,14 @@ extern "C" __device__ void st_global_v2_u32(u32 *base, i64 index, u32 x, u32 y) 
 // Atomic maximum without the old value. PTX ISA 1.2+.
 extern "C" __device__ void red_global_max_u32(u32 *base, i64 index, u32 value) {
   asm volatile("red.global.max.u32 [%0], %1;" ::"l"(base + index), "r"(value) : "memory");
+}
+
+// Counts up to `last` and then starts at 0 again; returns the count before. What this thread has seen done before it is
+// done for whoever counts later. PTX ISA 6.0+, sm_70.
+extern "C" __device__ u32 atom_acq_rel_gpu_global_inc_u32(u32 *base, i64 index, u32 last) {
+  u32 before;
+  asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(base + index), "r"(last) : "memory");
+  return before;
 }
 
 // Generic pointer -> 32-bit address in the shared window, as ldmatrix, cp.async and ld.shared take it.
