@@ -49,6 +49,10 @@ extern "C" __device__ u32 ld_shared_u32(u32 address) {
   return value;
 }
 
+extern "C" __device__ void ld_shared_v2_u32(u32 *dst, u32 address) {
+  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(dst[0]), "=r"(dst[1]) : "r"(address) : "memory");
+}
+
 extern "C" __device__ void ld_shared_v4_u32(u32 *dst, u32 address) {
   asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(dst[0]), "=r"(dst[1]), "=r"(dst[2]), "=r"(dst[3])
@@ -72,6 +76,11 @@ extern "C" __device__ void st_shared_v4_u32(u32 address, u32 x, u32 y, u32 z, u3
 // and not read, which is how edges of a tensor are handled. `base + offset` in bytes.
 extern "C" __device__ void cp_async_cg_16(u32 smem_address, const unsigned char *base, i64 offset, u32 src_bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(smem_address), "l"(base + offset), "r"(src_bytes)
+               : "memory");
+}
+
+extern "C" __device__ void cp_async_ca_8(u32 smem_address, const unsigned char *base, i64 offset, u32 src_bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(smem_address), "l"(base + offset), "r"(src_bytes)
                : "memory");
 }
 

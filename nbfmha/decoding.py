@@ -1,0 +1,226 @@
+"""Attention of a few new tokens against a paged NVFP4 cache, where the cache lies."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Protocol
+
+import numpy as np
+
+from nbfmha import gpu_arrays
+from nbfmha.call import Place, check_gradients, check_place, place_of
+from nbfmha.dispatch import GATE, IMPLS, Unavailable, gate
+from nbfmha.kernels import decode as kernels
+from nbfmha.kv_layout import CacheArrays, CacheLayout
+from nbfmha.problem import Problem
+from nbfmha.validation import check_choice, dtype_name, message
+from ptx_inline.toolchain import Target
+from ptx_inline.toolchain.launcher import multiprocessors
+
+EMULATED_MULTIPROCESSORS = 8
+"""Of an emulated machine, which has none: enough for several splits, few enough to run."""
+
+
+class Cache(Protocol):
+    """What ``decode`` needs of a cache."""
+
+    layout: CacheLayout
+    arrays: CacheArrays
+    max_length: int
+    """What no sequence is longer than now: it decides the number of splits, nothing else."""
+
+
+def decode(
+    q: Any,
+    cache: Cache,
+    seq_ids: Any,
+    *,
+    softmax_scale: float | None = None,
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    impl: str = "auto",
+    return_lse: bool = False,
+    out: Any = None,
+    num_splits: int | None = None,
+) -> Any:
+    """softmax(softmax_scale * q K^T) V over the tokens that a cache has of each sequence, the newest ones those of q.
+
+    Query i of a sequence of n tokens stands at position n - q_len + i and sees the tokens up to it. Query head h reads head
+    h // (num_heads_q / num_heads_kv) of K and V. K and V are what the cache stands for: NVFP4 for tokens in pages, 16 bits
+    for the first ``sink_tokens`` and the recent ones. The block-scale MMA also takes q in NVFP4 for tokens in pages
+    (four_over_six, per 16 channels); ``dequant`` takes it as it is, bfloat16 rounded to float16 there.
+
+    Args:
+        q: (batch, q_len, num_heads_q, head_dim), q_len 1 to 16, of the cache's dtype, library and place; contiguous, at a
+            16-byte aligned address.
+        cache: a ``PagedKVCache``, or anything with its ``layout``, ``arrays`` and ``max_length``.
+        seq_ids: (batch,) slots of the cache: an int32 array where q lies, or a list or NumPy array, which is checked and
+            copied there first. Those of an array are not checked.
+        softmax_scale, window, softcap: as in :func:`nbfmha.attention`, of a causal call.
+        sinks: (num_heads_q,) float32 logits that join each head's denominator: an array where q lies, or of NumPy.
+        impl: "auto", "blockscale", "dequant"; "emulated" on a :class:`nbfmha.emulated.Machine`. One asked for by name never
+            falls back.
+        return_lse: also return the LSE, float32 (batch, num_heads_q, q_len), natural logarithms.
+        out: an array like q to write to, in memory of its own.
+        num_splits: CTAs that share the tokens of one sequence and head; None: as many as fill the GPU.
+
+    A query that sees no token gets 0 and an LSE of -inf (its sink where there is one). The work is queued on the library's
+    current stream; nothing waits for the GPU, but for the copy of a list or of NumPy's ``sinks``.
+
+    Returns ``out``, or ``(out, lse)`` with ``return_lse``.
+
+    Raises ``TypeError`` for a wrong type, dtype or mixed libraries; ``ValueError`` for shapes, places or options that do not
+    fit together; :class:`nbfmha.dispatch.Unavailable` where no implementation, or not the one named, can run the call. All
+    of them before anything is launched.
+    """
+    check_choice("impl", impl, IMPLS)
+    layout, arrays = cache.layout, cache.arrays
+    place = place_of("q", q)
+    check_place("cache", place_of("cache", arrays.k_codes), place)
+    if place.kind == "host":
+        raise ValueError(message("q", "in GPU memory or on a nbfmha.emulated.Machine", place, "build the cache there"))
+    if place.library == "torch":
+        check_gradients({"q": q, "sinks": sinks, "out": out})
+    _check_array("q", q, layout.dtype)
+    shape = tuple(q.shape)
+    problem = _problem(shape, layout, softmax_scale, _tuple(window), softcap, sinks is not None)
+    name = _implementation(impl, layout, problem.seqlen_q * problem.qhead_per_kvhead, place)
+    if num_splits is not None and (type(num_splits) is not int or not 1 <= num_splits <= 65535):
+        raise ValueError(message("num_splits", "an integer in [1, 65535] or None", repr(num_splits)))
+    splits = kernels.choose_splits(layout, problem, cache.max_length, _multiprocessors(place), num_splits)
+    if splits.ctas * splits.num_splits > 2**31 - 1:
+        raise ValueError(message("q", "small enough for 2^31 - 1 CTAs", splits.ctas * splits.num_splits, "split the batch"))
+    seq_ids = _slots(seq_ids, q, shape[0], arrays.lengths.shape[0], place)
+    if sinks is not None:
+        sinks = _check_sinks(sinks, q, shape[2], place)
+    if out is None:
+        out = gpu_arrays.empty(q, shape, layout.dtype)
+    else:
+        check_place("out", place_of("out", out), place)
+        _check_array("out", out, layout.dtype)
+        if tuple(out.shape) != shape:
+            raise ValueError(message("out", f"of shape {shape}, as q is", tuple(out.shape)))
+    lse = gpu_arrays.empty(q, (shape[0], shape[2], shape[1]), "float32") if return_lse else None
+    kernels.decode(q, layout, arrays, seq_ids, problem, splits, implementation=name, out=out, lse=lse, sinks=sinks)
+    return (out, lse) if return_lse else out
+
+
+def _check_array(name: str, array: Any, dtype: str) -> None:
+    if dtype_name(array) != dtype:
+        raise TypeError(message(f"{name}.dtype", f"that of the cache ({dtype})", dtype_name(array), "convert it first"))
+    gpu_arrays.check_contiguous(name, array)
+    if not gpu_arrays.is_aligned(array, 16):
+        raise ValueError(message(name, "at an address that is a multiple of 16", "another", "copy it first"))
+
+
+def _tuple(window: Any) -> Any:
+    return tuple(window) if isinstance(window, list) else window
+
+
+def _problem(shape: tuple[int, ...], layout: CacheLayout, *options: Any) -> Problem:
+    """The problem of a call; the same one for the same call, since checking one takes longer than finding it again."""
+    try:
+        hash(options)
+    except TypeError:
+        return _make_problem.__wrapped__(shape, layout, *options)  # which says what is wrong with it
+    return _make_problem(shape, layout, *options)
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _make_problem(
+    shape: tuple[int, ...], layout: CacheLayout, softmax_scale: Any, window: Any, softcap: Any, has_sinks: bool
+) -> Problem:
+    if len(shape) != 4 or shape[3] != layout.head_dim:
+        expected = f"of shape (batch, q_len, num_heads_q, {layout.head_dim}), as the cache has head_dim"
+        raise ValueError(message("q", expected, shape))
+    if not 1 <= shape[1] <= kernels.MAX_QUERIES:
+        expected = f"of 1 to {kernels.MAX_QUERIES} tokens a sequence (axis 1)"
+        raise ValueError(message("q", expected, shape[1], "nbfmha.attention takes longer chunks"))
+    if not shape[2] or shape[2] % layout.num_heads_kv:
+        raise ValueError(message("num_heads_q", f"a multiple of the cache's num_heads_kv ({layout.num_heads_kv})", shape[2]))
+    # positions are counted on the device, from each sequence's length
+    return Problem(
+        batch=shape[0],
+        num_heads_q=shape[2],
+        num_heads_kv=layout.num_heads_kv,
+        seqlen_q=shape[1],
+        seqlen_k=shape[1],
+        head_dim=layout.head_dim,
+        dtype=layout.dtype,
+        causal=True,
+        window=window,
+        softcap=softcap,
+        softmax_scale=softmax_scale,
+        has_sinks=has_sinks,
+    )
+
+
+def _implementation(impl: str, layout: CacheLayout, rows: int, place: Place) -> str:
+    """The kernels that run ``impl``. Raises ``Unavailable`` where none does."""
+    reasons = _reasons(layout, rows, place.target, gate())
+    runs = next((name for name, reason in reasons.items() if reason is None), None)
+    if impl in ("auto", "emulated") and runs is None:
+        every = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise Unavailable(message("the call", "one that an implementation decodes", f"none ({every})"))
+    reason = reasons.get(impl)
+    if impl == "legacy":
+        reason = "there is no decode kernel for f8f6f4"
+    elif impl == "reference":
+        reason = "it is for arrays in host memory; nbfmha.reference.attention takes what the cache stands for"
+    elif impl == "emulated" and place.kind != "emulated":
+        reason = "the arrays are in GPU memory; build the cache on a nbfmha.emulated.Machine"
+    if reason is not None:
+        way_out = f"{runs!r} can run this call" if runs else "no other can run this call either"
+        raise Unavailable(message("impl", "an implementation that decodes this call", f"{impl!r}: {reason}", way_out))
+    return runs if impl in ("auto", "emulated") else impl
+
+
+@functools.lru_cache(maxsize=256)
+def _reasons(layout: CacheLayout, rows: int, target: Target, blockscale: bool) -> dict[str, str | None]:
+    """Why each implementation cannot run a call, in the order in which "auto" asks; None for one that can."""
+    reasons = {name: kernels.why_not(layout, rows, name, target) for name in kernels.IMPLEMENTATIONS}
+    if not blockscale:
+        reasons["blockscale"] = f"switched off by {GATE}=0"
+    return reasons
+
+
+def _multiprocessors(place: Place) -> int:
+    return EMULATED_MULTIPROCESSORS if place.kind == "emulated" else multiprocessors(place.device)
+
+
+def _slots(seq_ids: Any, q: Any, batch: int, slots: int, place: Place) -> Any:
+    """seq_ids as an int32 array where q lies."""
+    if isinstance(seq_ids, list | tuple | np.ndarray):
+        values = np.asarray(seq_ids)
+        if values.dtype.kind not in "iu" and values.size:
+            raise TypeError(message("seq_ids", "integers", values.dtype.name))
+        if values.shape != (batch,):
+            raise ValueError(message("seq_ids", f"of shape (batch,) = ({batch},)", values.shape))
+        wrong = values[(values < 0) | (values >= slots)]
+        if wrong.size:
+            raise ValueError(message("seq_ids", f"slots of the cache, in [0, {slots})", int(wrong[0])))
+        return gpu_arrays.from_host(q, values.astype(np.int32))
+    check_place("seq_ids", place_of("seq_ids", seq_ids), place)
+    if dtype_name(seq_ids) != "int32":
+        raise TypeError(message("seq_ids.dtype", "int32", dtype_name(seq_ids), "convert it first"))
+    if tuple(seq_ids.shape) != (batch,):
+        raise ValueError(message("seq_ids", f"of shape (batch,) = ({batch},)", tuple(seq_ids.shape)))
+    gpu_arrays.check_contiguous("seq_ids", seq_ids)
+    return seq_ids
+
+
+def _check_sinks(sinks: Any, q: Any, num_heads_q: int, place: Place) -> Any:
+    """Sinks as a float32 array where q lies."""
+    on_host = isinstance(sinks, np.ndarray)
+    if not on_host:
+        check_place("sinks", place_of("sinks", sinks), place)
+    if dtype_name(sinks) != "float32":
+        raise TypeError(message("sinks.dtype", "float32", dtype_name(sinks), "convert it first"))
+    if tuple(sinks.shape) != (num_heads_q,):
+        raise ValueError(message("sinks", f"of shape (num_heads_q,) = ({num_heads_q},)", tuple(sinks.shape)))
+    if on_host and not (sinks < np.inf).all():
+        raise ValueError(message("sinks", "finite or -inf", sinks.max()))
+    if not on_host:
+        gpu_arrays.check_contiguous("sinks", sinks)
+    return gpu_arrays.from_host(q, sinks) if on_host else sinks
