@@ -35,7 +35,7 @@ def make_run_sixteen(make, head_dim: int, dtype: str, m_tiles: int, general: boo
 
     @cuda.jit(device=True, forceinline=True)
     def load_rows(smem, source, base, ring, place, count, lane):
-        for i in range(2 * head_dim):
+        for i in range(TILE_N * chunks // 32):
             index = u32(lane) + u32(32) * u32(i)
             row, chunk = i32(index // u32(chunks)), index % u32(chunks)
             at = i32(place + row)

@@ -108,7 +108,7 @@ def make_load_tile(stage: PagedStage, whole: bool):
     at_v, at_sfk, at_sfv, sfk_block = stage.v, stage.sfk, stage.sfv, stage.sfk_block
     chunks, rows_a_pass = head_dim // 32, 1024 // head_dim  # of 16 bytes a row of K
     scale_chunks = head_dim // 16  # of 16 bytes a block of 16 rows of sfk
-    blocks = TILE_N // BLOCK
+    blocks, lane_channels = TILE_N // BLOCK, head_dim // 32
 
     @cuda.jit(device=True, forceinline=True)
     def page_of(tables, table_at, kv_head, num_heads_kv, page_size, token):
@@ -140,7 +140,7 @@ def make_load_tile(stage: PagedStage, whole: bool):
         for i in unroll(head_dim // 16):
             cp_async_16(smem + u32(at_v + 512 * i) + own * u32(16), v_codes, at + i64(16 * i) * code_pitch, u32(16))
         at = (row + i64(own)) * scale_pitch + i64(place >> i32(4))
-        for i in unroll(head_dim // 32):
+        for i in unroll(lane_channels):
             cp_async_4(smem + u32(at_sfv + 128 * i) + own * u32(4), v_scales, at + i64(32 * i) * scale_pitch, u32(4))
 
     @cuda.jit(device=True, forceinline=True)
@@ -158,7 +158,7 @@ def make_load_tile(stage: PagedStage, whole: bool):
             to = smem + u32(at_sfk) + u32(b) * u32(sfk_block) + own * u32(16)
             cp_async_16(to, k_scales, token * i64(head_dim // 16) + i64(own * u32(16)), u32(16) * size)
         row = index * i64(head_dim) + i64(own)
-        for i in unroll(head_dim // 32):
+        for i in unroll(lane_channels):
             at = (row + i64(32 * i)) * i64(page_size >> i32(1)) + i64(place >> i32(1))
             to = smem + u32(at_v + 1024 * i) + own * u32(32) + u32(b) * u32(8)
             cp_async_8(to, v_codes, at, u32(8) * size)
@@ -171,8 +171,8 @@ def make_load_tile(stage: PagedStage, whole: bool):
     def load_blocks(
         smem, k_codes, k_scales, v_codes, v_scales, tables, table_at, kv_head, num_heads_kv, page_size, first_n, limit, lane
     ):
-        words = cuda.local.array(head_dim // 32, u32)
-        for i in unroll(head_dim // 32):
+        words = cuda.local.array(lane_channels, u32)
+        for i in unroll(lane_channels):
             words[i] = u32(0)
         for b in unroll(blocks):
             token = i32(first_n + i32(BLOCK * b))
@@ -181,7 +181,7 @@ def make_load_tile(stage: PagedStage, whole: bool):
             if there:
                 index, place = page_of(tables, table_at, kv_head, num_heads_kv, page_size, token)
             load_block(smem, words, b, k_codes, k_scales, v_codes, v_scales, index, place, there, page_size, lane)
-        for i in unroll(head_dim // 32):
+        for i in unroll(lane_channels):
             store(smem + u32(at_sfv + 128 * i) + u32(lane) * u32(4), words[i])
 
     return load_whole if whole else load_blocks
