@@ -52,6 +52,26 @@ MAX_QUERIES = 16
 NO_LIMIT = 1 << 30  # of a window's side
 
 
+@dataclass(frozen=True)
+class ContiguousLayout:
+    """Sequences that are one page each, all of it in NVFP4 without a mean, in the words of ``CacheLayout``.
+
+    ``page_size``: tokens of each, a multiple of 16 of any size.
+    """
+
+    num_heads_kv: int
+    head_dim: int
+    page_size: int
+    dtype: str
+    recent_tokens: int = 0
+    sink_tokens: int = 0
+    ring_tokens: int = 0
+
+    def quantized_tokens(self, length: int) -> int:
+        """All of them."""
+        return length
+
+
 def m_tiles_of(head_dim: int, rows: int) -> int:
     """Tiles of 16 rows that a CTA has, for so many rows of a head of K and V: two halve the work for each element of the
     cache; with head_dim 256 they do not fit the registers."""
@@ -159,8 +179,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def compute_tile(
-        acc_o, row_max, row_sum, acc_s, p, a, sfa, own_q, stage, first_n, full_low, begin, stop, low, high, shifted, scale,
-        softmax_scale, cap, lane,
+        acc_o, row_max, row_sum, acc_s, p, a, sfa, own_q, stage, first_n, full_low, full_high, begin, stop, low, high,
+        shifted, scale, softmax_scale, cap, lane,
     ):  # fmt: skip
         thread_in_group = i32(lane & i32(3))
         for m in unroll(m_tiles):
@@ -170,7 +190,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
         for m in unroll(m_tiles):
             if general:
                 general_scores(acc_s[m], shifted[m], softmax_scale, cap)
-            if first_n < full_low or i32(first_n + i32(TILE_N)) > stop:
+            if first_n < full_low or i32(first_n + i32(TILE_N)) > full_high:
                 mask(acc_s[m], low[m], high[m], first_n, thread_in_group)
             step(acc_s[m], acc_o[m], row_max[m], row_sum[m], scale)
         pack(p, acc_s)
@@ -180,8 +200,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
     @unrolled
     def decode(
         out, lse, part, part_lse, q, k_codes, k_scales, v_codes, v_scales, k_recent, v_recent, k_sinks, v_sinks, k_mean,
-        lengths, tables, seq_ids, sinks, has_lse, has_sinks, batch_size, num_splits, split_tiles, row_tiles, q_len,
-        num_heads_kv, group, page_size, table_width, recent_tokens, sink_tokens, window_left, softmax_scale, cap,
+        lengths, tables, seq_ids, sinks, has_lse, has_sinks, paged, has_lengths, batch_size, num_splits, split_tiles,
+        row_tiles, q_len, num_heads_kv, group, page_size, table_width, recent_tokens, sink_tokens, window_left,
+        softmax_scale, cap,
     ):  # fmt: skip
         plain = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
         own_q = plain + u32(plain_bytes)
@@ -198,15 +219,22 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
         row_tile, rest = i32(rest % u32(row_tiles)), rest // u32(row_tiles)
         kv_head, batch = i32(rest % u32(num_heads_kv)), i32(rest // u32(num_heads_kv))
         first_row, rows = i32(row_tile * i32(cta_rows)), i32(q_len * group)
-        slot = i32(seq_ids[batch])
-        length = i32(lengths[slot])
+        slot, length, table_at = batch, page_size, i64(-1) - i64(batch)
+        if paged != i32(0):
+            slot = i32(seq_ids[batch])
+            table_at = i64(slot) * i64(table_width)
+        if has_lengths != i32(0):
+            length = i32(lengths[slot])
         heads = i32(num_heads_kv * group)
         all_rows = i64(batch_size) * i64(q_len) * i64(heads)
 
         # tokens of this tile of rows: in 16 bits [.., sink_stop) and [ring_first, length), in NVFP4 [begin, stop)
         position = i32(length - q_len)
-        seen_from = i32(max(position + i32(u32(first_row) // u32(group)) - window_left, i32(0)))
-        stop = i32(max((length - recent_tokens) & i32(-BLOCK), i32(0)))
+        first_position = i32(position + i32(u32(first_row) // u32(group)))
+        seen_from = i32(max(first_position - window_left, i32(0)))
+        stop = i32(max(length - recent_tokens, i32(0)))
+        if recent_tokens > i32(0):
+            stop &= i32(-BLOCK)
         begin = i32(max(seen_from, sink_tokens) & i32(-TILE_N))
         tiles = i32(max(stop - max(begin, sink_tokens), i32(0)))
         tiles = i32((stop - begin + i32(TILE_N - 1)) >> i32(6)) if tiles > i32(0) else i32(0)
@@ -230,7 +258,6 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
             return
 
         # the first tiles come while Q is prepared
-        table_at = i64(slot) * i64(table_width)
         tile = i32(own_from + warp)
         for s in unroll(stages - 1):
             ahead = i32(tile + i32(warps * s))
@@ -241,7 +268,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
                 )  # fmt: skip
             commit()
         load_queries(
-            plain, own_q, shifts, q, k_mean, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len, thread
+            plain, own_q, shifts, q, k_mean, paged, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len,
+            thread,
         )
         a = cuda.local.array((m_tiles, k_steps, 4), u32)
         sfa = cuda.local.array((m_tiles, scale_words), u32)
@@ -265,11 +293,12 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
                 row = i32(group_id + i32(16 * m + 8 * side))
                 own = i32(position + i32(u32(first_row + row) // u32(group)))
                 low[m, side] = i32(max(own - window_left, sink_tokens))
-                high[m, side] = stop  # the queries stand behind it: the ring has 16 tokens or more
+                high[m, side] = i32(min(own + i32(1), stop))
                 shifted[m, side] = float_of(load_shared(shifts + u32(4) * u32(row))) * f32(1 / k_unit)
         scale = f32(1) if general else softmax_scale * f32(LOG2E * k_unit)
-        # tiles from here on, up to ``stop``, are seen by every row as a whole
+        # tiles within these are seen by every row as a whole
         full_low = i32(max(length - i32(1) - window_left, sink_tokens))
+        full_high = i32(min(first_position + i32(1), stop))
 
         stage, before = stage_first, stage_first + u32(stage_bytes * (stages - 1))
         while tile < own_to:
@@ -285,7 +314,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
             cuda.syncwarp()
             compute_tile(
                 acc_o, row_max, row_sum, acc_s, p, a, sfa, own_q, stage, i32(begin + tile * i32(TILE_N)), full_low,
-                sink_tokens, stop, low, high, shifted, scale, softmax_scale * f32(k_unit), cap, lane,
+                full_high, sink_tokens, stop, low, high, shifted, scale, softmax_scale * f32(k_unit), cap, lane,
             )  # fmt: skip
             before = stage
             stage += u32(stage_bytes)
@@ -352,9 +381,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
 
 
 #: Types of: out, lse; part, part_lse; q; the arrays of ``CacheArrays`` up to v_sinks as bytes; k_mean; lengths, tables,
-#: seq_ids; sinks; 2 flags; batch_size ... window_left; softmax_scale, cap.
+#: seq_ids; sinks; 4 flags; batch_size ... window_left; softmax_scale, cap.
 SIGNATURE = (
-    "u32*", "f32*", "u32*", "f32*", "u32*", *("u8*",) * 8, "f32*", *("i32*",) * 3, "f32*", *("i32",) * 14, "f32", "f32"
+    "u32*", "f32*", "u32*", "f32*", "u32*", *("u8*",) * 8, "f32*", *("i32*",) * 3, "f32*", *("i32",) * 16, "f32", "f32"
 )  # fmt: skip
 
 
@@ -370,7 +399,7 @@ def decode_kernel(
     return Kernel(make_decode, SIGNATURE, constants, launch_bounds=(32 * WARPS[head_dim],))
 
 
-def why_not(layout: CacheLayout, rows: int, implementation: str, target: Target) -> str | None:
+def why_not(layout: CacheLayout | ContiguousLayout, rows: int, implementation: str, target: Target) -> str | None:
     """Why ``implementation`` cannot decode ``rows`` rows a head of K and V on ``target``, in words; None where it can."""
     if implementation == "blockscale" and not target.has_block_scale_mma:
         return f"the block-scale MMA needs sm_120a or sm_121a, this is {target}"
@@ -392,10 +421,14 @@ class Splits:
 
 
 def choose_splits(
-    layout: CacheLayout, problem: Problem, max_length: int, multiprocessors: int, num_splits: int | None
+    layout: CacheLayout | ContiguousLayout,
+    problem: Problem,
+    max_length: int,
+    multiprocessors: int,
+    num_splits: int | None,
 ) -> Splits:
-    """Splits that fill the GPU about twice, for sequences of up to ``max_length`` tokens; each has two tiles a warp at least,
-    which is what its reading and merging of results is worth. ``num_splits``: as many, if it is given."""
+    """Splits that fill the GPU about twice, for sequences of up to ``max_length`` tokens; each has two tiles a warp at
+    least, which is what writing and merging its results is worth. ``num_splits``: as many, if it is given."""
     rows = problem.seqlen_q * problem.qhead_per_kvhead
     row_tiles = -(-rows // (MMA_M * m_tiles_of(layout.head_dim, rows)))
     ctas = problem.batch * problem.num_heads_kv * row_tiles
@@ -408,14 +441,14 @@ def choose_splits(
     if num_splits is None:
         least = 2 * WARPS[layout.head_dim]
         num_splits = max(1, min(2 * multiprocessors // max(ctas, 1), work // least))
-    return Splits(ctas, num_splits, -(-work // num_splits))
+    return Splits(ctas, num_splits, max(-(-work // num_splits), 1))
 
 
 def decode(
     q: Any,
-    layout: CacheLayout,
+    layout: CacheLayout | ContiguousLayout,
     arrays: CacheArrays,
-    seq_ids: Any,
+    seq_ids: Any | None,
     problem: Problem,
     splits: Splits,
     *,
@@ -427,7 +460,8 @@ def decode(
     """One pass, queued where q lies, on the current stream there.
 
     q, out: (batch, q_len, num_heads_q, head_dim), contiguous, 16-byte aligned. lse: float32 (batch, num_heads_q, q_len) or
-    None. seq_ids: int32 (batch,). sinks: float32 (num_heads_q,) or None. ``problem``: its bounds, scale and softcap.
+    None. seq_ids: int32 (batch,); None: sequence i is page i as a whole, ``arrays`` has no more than codes, scales and
+    perhaps ``lengths``, else None. sinks: float32 (num_heads_q,) or None. ``problem``: its bounds, scale and softcap.
     """
     if not splits.ctas:
         return
@@ -441,14 +475,17 @@ def decode(
     left, _ = problem.bounds
     # with several splits this kernel writes the parts alone
     results = (out, 0 if lse is None else lse, 0, 0) if part is None else (part, 0, part, part_lse)
+    held = (
+        arrays.k_codes, arrays.k_scales, arrays.v_codes, arrays.v_scales, arrays.k_recent, arrays.v_recent,
+        arrays.k_sinks, arrays.v_sinks, arrays.k_mean, arrays.lengths, arrays.block_tables,
+    )  # fmt: skip
     arguments = (
         *results, q,
-        arrays.k_codes, arrays.k_scales, arrays.v_codes, arrays.v_scales,
-        arrays.k_recent, arrays.v_recent, arrays.k_sinks, arrays.v_sinks, arrays.k_mean,
-        arrays.lengths, arrays.block_tables, seq_ids, 0 if sinks is None else sinks,
-        int(lse is not None), int(sinks is not None), problem.batch, splits.num_splits, splits.tiles,
-        -(-rows // (MMA_M * m_tiles)), problem.seqlen_q, layout.num_heads_kv, group, layout.page_size,
-        arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens,
+        *(0 if array is None else array for array in held),
+        *(0 if array is None else array for array in (seq_ids, sinks)),
+        *(int(x is not None) for x in (lse, sinks, seq_ids, arrays.lengths)),
+        problem.batch, splits.num_splits, splits.tiles, -(-rows // (MMA_M * m_tiles)), problem.seqlen_q, layout.num_heads_kv, group, layout.page_size,
+        0 if seq_ids is None else arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens,
         NO_LIMIT if left is None else min(left, NO_LIMIT), problem.softmax_scale, problem.softcap or 0.0,
     )  # fmt: skip
     general = problem.softcap is not None or problem.softmax_scale <= 0

@@ -12,8 +12,8 @@ LOG2E = 1.4426950408889634
 
 
 def make_run_sixteen(make, head_dim: int, dtype: str, m_tiles: int, general: bool):
-    """Device function ``(acc_o, row_max, row_sum, acc_s, p, q_smem, smem, k: u8*, v: u8*, base, ring, place, first_n, count,
-    low, high, shifted, scale, softmax_scale, cap, lane)``: ``count`` (up to 64) tokens from token ``first_n`` on.
+    """Device function ``(acc_o, row_max, row_sum, acc_s, p, q_smem, smem, k: u8*, v: u8*, base, ring, place, first_n,
+    count, low, high, shifted, scale, softmax_scale, cap, lane)``: ``count`` (up to 64) tokens from token ``first_n`` on.
 
     make: as in :mod:`run_rows`. base: i64, element of k and v where the sequence's and head's rows begin; the first token
     stands in row ``place`` of ``ring``. smem: of the warp, room for 64 rows; K has it first, then V. low, high:
@@ -119,8 +119,8 @@ def make_store_result(head_dim: int, m_tiles: int):
 
 
 def make_merge_warps(head_dim: int, dtype: str, warps: int):
-    """Device function ``(out, lse, smem, warp_bytes, stats, stats_bytes, row, chunk, out_row, lse_row, shift2, has_sink, sink2,
-    has_lse, partial)``: four channels of one row, from ``4 chunk`` on, of all warps' results.
+    """Device function ``(out, lse, smem, warp_bytes, stats, stats_bytes, row, chunk, out_row, lse_row, shift2, has_sink,
+    sink2, has_lse, partial)``: four channels of one row, from ``4 chunk`` on, of all warps' results.
 
     shift2: what is added to the row's logarithm, in log2 units, as ``sink2``, a part of the denominator where ``has_sink``.
     out: u32*, f32 where ``partial``, else of ``dtype``; ``out_row``, ``lse_row``: i64. A row that saw no key is 0 with an

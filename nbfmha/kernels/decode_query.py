@@ -13,9 +13,9 @@ MMA_M = 16
 
 
 def make_load_queries(head_dim: int, dtype: str, m_tiles: int, threads: int, widened: bool):
-    """Device function ``(plain, ordered, shifts, q: u32*, k_mean, batch, kv_head, num_heads_kv, slot, first_row, rows, group,
-    q_len, thread)``: 16 m_tiles rows from row ``first_row`` on to shared memory: as they are (``plain``); as f16 in
-    ``tile_paged.channel_order`` where ``widened`` (``ordered``); and q . km of each (``shifts``, f32)."""
+    """Device function ``(plain, ordered, shifts, q: u32*, k_mean, has_mean, batch, kv_head, num_heads_kv, slot, first_row,
+    rows, group, q_len, thread)``: 16 m_tiles rows from row ``first_row`` on to shared memory: as they are (``plain``); as
+    f16 in ``tile_paged.channel_order`` where ``widened`` (``ordered``); and q . km of each (``shifts``, f32), 0 without."""
     from numba import cuda
     from numba.core import types
 
@@ -46,7 +46,9 @@ def make_load_queries(head_dim: int, dtype: str, m_tiles: int, threads: int, wid
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def load_chunk(plain, ordered, shifts, q, k_mean, mean_at, head_at, heads, first_row, rows, group, row, chunk):
+    def load_chunk(
+        plain, ordered, shifts, q, k_mean, has_mean, mean_at, head_at, heads, first_row, rows, group, row, chunk
+    ):  # fmt: skip
         raw = cuda.local.array(4, u32)
         values = cuda.local.array(8, f32)
         for i in unroll(4):
@@ -60,8 +62,9 @@ def make_load_queries(head_dim: int, dtype: str, m_tiles: int, threads: int, wid
             values[2 * i] = widen(u16(raw[i] & u32(0xFFFF)))
             values[2 * i + 1] = widen(u16(raw[i] >> u32(16)))
         product = f32(0)
-        for i in unroll(8):
-            product = fma(values[i], k_mean[mean_at + i64(i32(8) * chunk + i32(i))], product)
+        if has_mean != i32(0):
+            for i in unroll(8):
+                product = fma(values[i], k_mean[mean_at + i64(i32(8) * chunk + i32(i))], product)
         for i in unroll(halvings):
             product += bfly(product, u32(1 << i))
         if chunk == i32(0):
@@ -80,15 +83,18 @@ def make_load_queries(head_dim: int, dtype: str, m_tiles: int, threads: int, wid
 
     @cuda.jit(device=True, forceinline=True)
     def load_queries(
-        plain, ordered, shifts, q, k_mean, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len, thread
-    ):
+        plain, ordered, shifts, q, k_mean, has_mean, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len,
+        thread,
+    ):  # fmt: skip
         heads = i32(num_heads_kv * group)
         mean_at = (i64(slot) * i64(num_heads_kv) + i64(kv_head)) * i64(head_dim)
         head_at = i64(batch) * i64(q_len) * i64(heads) + i64(kv_head) * i64(group)
         for i in range(passes):
             index = u32(thread) + u32(threads) * u32(i)
             row, chunk = i32(index // u32(chunks)), i32(index % u32(chunks))
-            load_chunk(plain, ordered, shifts, q, k_mean, mean_at, head_at, heads, first_row, rows, group, row, chunk)
+            load_chunk(
+                plain, ordered, shifts, q, k_mean, has_mean, mean_at, head_at, heads, first_row, rows, group, row, chunk
+            )
 
     return load_queries
 

@@ -45,8 +45,8 @@ def places(tokens: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _make_mask_row(tokens: str):
-    """Device function ``(acc_s: f32[8, 4], r, low, high)``: scores r, r + 1 of each n tile become -inf but for the tokens
-    [low, high), counted from the lane's first."""
+    """Device function ``(acc_s: f32[8, 4], r, low, high)``: scores r, r + 1 of each n tile become -inf but for the
+    tokens [low, high), counted from the lane's first."""
     import numpy as np
     from numba import cuda
     from numba.core import types

@@ -10,9 +10,9 @@ the product with a UE4M3 scale is a multiple of 2^-24 with at most 6 significant
 (``UNIT``; the caller's factor). Pairs (i, i + 4) permute channels in Q K^T, where Q has the same order
 (``channel_order``), and tokens in P V, where K's rows have it.
 
-Instructions a thread and element, one m tile: 19 for 8 codes (7 shifts, 8 LOP3, 4 HMUL2), 0.25 of an ``mma``, 0.2 of
-loads and scales: 2.8, and 0.4 of softmax. Bytes: 4.5 bits. At 3 TB/s 132 SMs of 1.7 GHz get 23 elements a clock and SM,
-which leaves 5.5 instructions for each.
+Instructions a thread and element, one m tile: 19 for 8 codes (7 shifts, 8 LOP3, 4 HMUL2), 2.4; an ``mma`` 0.25; with
+loads, scales and softmax the loop on sm_90a has 4.1 at head_dim 64. Bytes: 4.5 bits. At 3 TB/s 132 SMs of 1.7 GHz get 23
+elements a clock and SM, which leaves 5.5 instructions for each.
 
 ==============  ====================================================================================================
 K codes         four blocks of 16 rows, head_dim / 2 bytes each, at a pitch of 16 more, and a gap after each block: the
@@ -37,13 +37,14 @@ BLOCK = 16  # tokens that share a scale of V, and that always lie in one page
 
 
 def words_of_lane(head_dim: int, m_tiles: int) -> int:
-    """Neighbouring words of a row of K that a lane widens at once. Four make one access; their Q fragments take 16 m_tiles
-    registers a pair of words, for which two m tiles have no room."""
+    """Neighbouring words of a row of K that a lane widens at once. Four make one access; their Q fragments take 32 m_tiles
+    registers, for which two m tiles have no room."""
     return 4 if head_dim >= 128 and m_tiles == 1 else 2
 
 
 def channel_order(head_dim: int, words: int) -> np.ndarray:
-    """int (head_dim,): the channel at each place of Q's rows, so that k steps of 16 meet K as ``make_qk_widened`` has it."""
+    """int (head_dim,): the channel at each place of Q's rows, so that k steps of 16 meet K as ``make_qk_widened`` takes
+    it."""
     place = np.arange(head_dim)
     slab, inside = place // (32 * words), place % (32 * words)
     word, step, k = inside // 32, inside // 16 % 2, inside % 16
@@ -90,9 +91,9 @@ def make_load_tile(stage: PagedStage, whole: bool):
     """Device function ``(smem, k_codes, k_scales, v_codes, v_scales, tables, table_at, kv_head, num_heads_kv, page_size,
     first_n, limit, lane)``: a warp brings the tokens from ``first_n`` on, asynchronously.
 
-    table_at: i64, place of the sequence's first page in ``tables``. whole: pages of whole tiles, which are copied as they
-    are. Else each block of 16 has its page, blocks from token ``limit`` on are zeros, and V's scales, whose bytes do not
-    lie in words, are read one by one.
+    table_at: i64, place of the sequence's first page in ``tables``; -1 - page for a sequence that is one page. whole: pages
+    of whole tiles, which are copied as they are. Else each block of 16 has its page, blocks from token ``limit`` on are
+    zeros, and V's scales, whose bytes do not lie in words, are read one by one.
     """
     from numba import cuda
     from numba.core import types
@@ -113,6 +114,8 @@ def make_load_tile(stage: PagedStage, whole: bool):
     @cuda.jit(device=True, forceinline=True)
     def page_of(tables, table_at, kv_head, num_heads_kv, page_size, token):
         """(page and head as one index, place in the page) of a token."""
+        if table_at < i64(0):
+            return (i64(-1) - table_at) * i64(num_heads_kv) + i64(kv_head), token
         page = i32(u32(token) // u32(page_size))
         place = i32(token - page * page_size)
         return i64(tables[table_at + i64(page)]) * i64(num_heads_kv) + i64(kv_head), place
@@ -213,8 +216,8 @@ def make_widen_word():
 
 
 def make_qk_widened(stage: PagedStage, m_tiles: int):
-    """Device function ``(acc_s: f32[m_tiles, 8, 4], q_smem, stage, lane)``: adds the scores, ``UNIT`` times too small. Q: rows
-    of f16 in ``channel_order``, at the pitch of :mod:`tile_16bit`."""
+    """Device function ``(acc_s: f32[m_tiles, 8, 4], q_smem, stage, lane)``: adds the scores, ``UNIT`` times too small. Q:
+    rows of f16 in ``channel_order``, at the pitch of :mod:`tile_16bit`."""
     from numba import cuda
     from numba.core import types
 
@@ -254,10 +257,7 @@ def make_qk_widened(stage: PagedStage, m_tiles: int):
         load_words(ffi.from_buffer(codes), k_at)
         # scales of the lane's 32 channels, one of each half of a register; or of its 16, in both halves
         q = u32(lane & 3)
-        if two_scales:
-            selector = u32(0x4410) + u32(0x0022) * (q & u32(1))
-        else:
-            selector = u32(0x4400) + u32(0x0011) * q
+        selector = u32(0x4410) + u32(0x0022) * (q & u32(1)) if two_scales else u32(0x4400) + u32(0x0011) * q
         scales = f16x2_e4m3x2(prmt(load(sfk_at), u32(0), selector))
         for w in unroll(words):
             scale = prmt(scales, scales, u32(0x1010 if w < 2 else 0x3232)) if two_scales else scales
@@ -285,8 +285,8 @@ def make_qk_widened(stage: PagedStage, m_tiles: int):
 
 
 def make_qk_codes(stage: PagedStage, m_tiles: int):
-    """Device function ``(acc_s: f32[m_tiles, 8, 4], a: u32[m_tiles, k_steps, 4], sfa: u32[m_tiles, words], stage, lane)``: adds
-    the scores by the block-scale MMA. ``sfa`` as in :mod:`tile_blockscale`."""
+    """Device function ``(acc_s: f32[m_tiles, 8, 4], a: u32[m_tiles, k_steps, 4], sfa: u32[m_tiles, words], stage, lane)``:
+    adds the scores by the block-scale MMA. ``sfa`` as in :mod:`tile_blockscale`."""
     from numba import cuda
     from numba.core import types
 

@@ -35,9 +35,8 @@ class Call:
 
     @property
     def layout(self) -> CacheLayout:
-        return CacheLayout(
-            self.heads[1], self.head_dim, self.page_size, self.dtype, recent_tokens=self.recent, sink_tokens=self.sink_tokens
-        )
+        sizes = {"recent_tokens": self.recent, "sink_tokens": self.sink_tokens}
+        return CacheLayout(self.heads[1], self.head_dim, self.page_size, self.dtype, **sizes)
 
     @property
     def numpy_dtype(self):
@@ -54,8 +53,8 @@ class Call:
 
 
 class Built:
-    """A cache of ``call``'s sequences, in NumPy. All that no token uses is poison: scales of NaN, codes of -6, NaN in ring and
-    sinks, page -1; so are the pages' places of sinks. ``slots``: of the sequences, in an order of their own."""
+    """A cache of ``call``'s sequences, in NumPy. All that no token uses is poison: scales of NaN, codes of -6, NaN in ring
+    and sinks, page -1; so are the pages' places of sinks. ``slots``: of the sequences, in an order of their own."""
 
     def __init__(self, call: Call, k, v, seed: int = 1):
         rng = np.random.default_rng(seed)
