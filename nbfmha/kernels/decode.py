@@ -19,7 +19,7 @@ scores          of NVFP4 tiles without q . km, which all tokens of a row share; 
 
 Lengths, tables and slots are read here, on the device: a launch depends on them through the number of splits alone, and
 a sequence longer than the host thought makes its splits longer. smem, dynamic: Q as it came, Q in f16 and the order of
-the codes (or its codes), q . km, (maximum, sum) of each warp's rows, the stages of the warps. ``dequant`` needs sm_80,
+the codes (or its codes), q . km, the stages of the warps. ``dequant`` needs sm_80,
 ``blockscale`` sm_120a. head_dim 64, 128, 256.
 """
 
@@ -96,9 +96,8 @@ def _warp_bytes(implementation: str, head_dim: int, m_tiles: int) -> int:
 
 def shared_bytes(implementation: str, head_dim: int, m_tiles: int) -> int:
     """Dynamic shared memory of a CTA, in bytes."""
-    rows, warps = MMA_M * m_tiles, WARPS[head_dim]
-    fixed = sum(_q_bytes(implementation, head_dim, m_tiles)) + 4 * rows + 8 * rows * warps
-    return fixed + warps * _warp_bytes(implementation, head_dim, m_tiles)
+    fixed = sum(_q_bytes(implementation, head_dim, m_tiles)) + 4 * MMA_M * m_tiles
+    return fixed + WARPS[head_dim] * _warp_bytes(implementation, head_dim, m_tiles)
 
 
 def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, general: bool, whole: bool):
@@ -207,8 +206,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
         plain = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
         own_q = plain + u32(plain_bytes)
         shifts = own_q + u32(quantised_bytes)
-        stats = shifts + u32(4 * cta_rows)
-        pool = stats + u32(stats_bytes * warps)
+        pool = shifts + u32(4 * cta_rows)
+        stats = plain  # when all warps are done with Q
         thread = i32(cuda.threadIdx.x)
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         group_id = i32(lane >> i32(2))
@@ -351,7 +350,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
             )  # fmt: skip
             tile = i32(tile + i32(warps))
 
-        cuda.syncwarp()  # the results take the place of the tiles
+        cuda.syncthreads()  # the results take the place of Q and of the tiles
         store_result(stage_first, stats + u32(stats_bytes) * u32(warp), acc_o, row_max, row_sum, lane)
         cuda.syncthreads()
         for i in range(thread, cta_rows * chunks, threads):
@@ -484,7 +483,8 @@ def decode(
         *(0 if array is None else array for array in held),
         *(0 if array is None else array for array in (seq_ids, sinks)),
         *(int(x is not None) for x in (lse, sinks, seq_ids, arrays.lengths)),
-        problem.batch, splits.num_splits, splits.tiles, -(-rows // (MMA_M * m_tiles)), problem.seqlen_q, layout.num_heads_kv, group, layout.page_size,
+        problem.batch, splits.num_splits, splits.tiles, -(-rows // (MMA_M * m_tiles)), problem.seqlen_q,
+        layout.num_heads_kv, group, layout.page_size,
         0 if seq_ids is None else arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens,
         NO_LIMIT if left is None else min(left, NO_LIMIT), problem.softmax_scale, problem.softcap or 0.0,
     )  # fmt: skip

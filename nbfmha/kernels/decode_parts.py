@@ -138,7 +138,8 @@ def make_merge_warps(head_dim: int, dtype: str, warps: int):
     ffi, load_v2, load_v4, max_f32, fma = (
         dev.ffi, dev.ld_shared_v2_u32, dev.ld_shared_v4_u32, dev.max_f32, dev.fma_rn_f32
     )  # fmt: skip
-    ex2, lg2, float_of, bits_of = dev.ex2_approx_ftz_f32, dev.lg2_approx_f32, dev.mov_f32_b32, dev.mov_b32_f32
+    ex2, lg2, rcp = dev.ex2_approx_ftz_f32, dev.lg2_approx_f32, dev.rcp_approx_ftz_f32
+    float_of, bits_of = dev.mov_f32_b32, dev.mov_b32_f32
     store_v4, store_v2 = dev.st_global_v4_u32, dev.st_global_v2_u32
     pack = dev.cvt_rn_bf16x2_f32 if dtype == "bfloat16" else dev.cvt_rn_f16x2_f32
     pitch = result_pitch(head_dim)
@@ -169,7 +170,7 @@ def make_merge_warps(head_dim: int, dtype: str, warps: int):
             load_v4(ffi.from_buffer(four), smem + u32(w) * warp_bytes + u32(row) * u32(pitch) + u32(16) * u32(chunk))
             for i in unroll(4):
                 values[i] = fma(float_of(four[i]), weight, values[i])
-        factor = f32(0) if total == f32(0) else f32(1) / total
+        factor = f32(0) if total == f32(0) else rcp(total)  # 1 or more, for the row's maximum is among its terms
         for i in unroll(4):
             values[i] = values[i] * factor
         at = out_row * i64(head_dim) + i64(i32(4) * chunk)
