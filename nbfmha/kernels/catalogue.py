@@ -63,6 +63,19 @@ def _prefill_64(target: Target) -> Kernel:
     return prefill_kernel(_mma(target), 64, pv=pv, has_delta=True)
 
 
+def _decode(target: Target) -> Kernel:
+    """One tile of 16 rows, pages of whole tiles."""
+    from nbfmha.kernels.decode import decode_kernel
+
+    return decode_kernel(_mma(target), 128)
+
+
+def _combine(target: Target) -> Kernel:
+    from nbfmha.kernels.combine import combine_kernel
+
+    return combine_kernel(128, "float16")
+
+
 #: Name -> function of the target that returns the kernel as it would run there: with the block-scale MMA where the
 #: target has it, else with exact dequantisation.
 CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
@@ -74,6 +87,8 @@ CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
     "qk": _qk,
     "prefill": _prefill,
     "prefill_64": _prefill_64,
+    "decode": _decode,
+    "combine": _combine,
 }
 
 
