@@ -31,7 +31,7 @@ class Cache(Protocol):
     layout: CacheLayout
     arrays: CacheArrays
     max_length: int
-    """What no sequence is longer than now: it decides the number of splits, nothing else."""
+    """What no sequence is longer than: it bounds the number of splits, and may be far more than there is."""
 
 
 def decode(

@@ -17,10 +17,10 @@ scores          of NVFP4 tiles without q . km, which all tokens of a row share; 
                 and the argument of a softcap, get it back
 ==============  ====================================================================================================
 
-Lengths, tables and slots are read here, on the device: a launch depends on them through the number of splits alone, and
-a sequence longer than the host thought makes its splits longer. smem, dynamic: Q as it came, Q in f16 and the order of
-the codes (or its codes), q . km, the stages of the warps. ``dequant`` needs sm_80,
-``blockscale`` sm_120a. head_dim 64, 128, 256.
+Lengths, tables and slots are read here, on the device, which divides each sequence: a launch depends on them through the
+number of splits alone, and a sequence longer than the host thought makes its splits longer. smem, dynamic: Q as it came, Q
+in f16 and the order of the codes (or its codes), q . km, the stages of the warps. ``dequant`` needs sm_80, ``blockscale``
+sm_120a. head_dim 64, 128, 256.
 """
 
 from __future__ import annotations
@@ -412,7 +412,7 @@ def why_not(layout: CacheLayout | ContiguousLayout, rows: int, implementation: s
 
 @dataclass(frozen=True)
 class Splits:
-    """How the tokens of a call are divided: CTAs of one split, splits, and NVFP4 tiles of a split at least."""
+    """How a call is divided: CTAs of one split, splits, and the NVFP4 tiles that a split has at least."""
 
     ctas: int
     num_splits: int
@@ -427,7 +427,8 @@ def choose_splits(
     num_splits: int | None,
 ) -> Splits:
     """Splits that fill the GPU about twice, for sequences of up to ``max_length`` tokens; each has two tiles a warp at
-    least, which is what writing and merging its results is worth. ``num_splits``: as many, if it is given."""
+    least, which is what writing and merging its results is worth. ``num_splits``: as many, if it is given. Every sequence
+    is divided by its own length, so that a ``max_length`` far above it costs splits without tokens, no more."""
     rows = problem.seqlen_q * problem.qhead_per_kvhead
     row_tiles = -(-rows // (MMA_M * m_tiles_of(layout.head_dim, rows)))
     ctas = problem.batch * problem.num_heads_kv * row_tiles
@@ -437,10 +438,10 @@ def choose_splits(
         quantised = min(quantised, left + problem.seqlen_q + TILE_N)
     sixteen = -(-layout.sink_tokens // TILE_N) + -(-layout.ring_tokens // TILE_N)
     work = -(-quantised // TILE_N) + SIXTEEN_WEIGHT * sixteen
-    if num_splits is None:
-        least = 2 * WARPS[layout.head_dim]
-        num_splits = max(1, min(2 * multiprocessors // max(ctas, 1), work // least))
-    return Splits(ctas, num_splits, max(-(-work // num_splits), 1))
+    if num_splits is not None:
+        return Splits(ctas, num_splits, 1)
+    least = 2 * WARPS[layout.head_dim]
+    return Splits(ctas, max(1, min(2 * multiprocessors // max(ctas, 1), work // least)), least)
 
 
 def decode(

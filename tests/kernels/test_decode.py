@@ -9,8 +9,9 @@ from decode_problems import Built, Call, expected, run
 from devices import EmulatedDevice, GpuDevice
 
 import nbfmha
-from nbfmha import reference
+from nbfmha import decoding, reference
 from nbfmha.dispatch import Unavailable
+from nbfmha.kernels import decode as kernels
 from nbfmha.kernels import tile_paged
 from nbfmha.kernels.decode import HEAD_DIMS, WARPS, choose_splits, decode_kernel, m_tiles_of, shared_bytes, why_not
 from nbfmha.kernels.softmax import TOKENS
@@ -124,16 +125,22 @@ def test_splits_agree(device):
         np.testing.assert_allclose(lse, results[0][1], atol=4e-6)
 
 
-def test_tokens_that_the_host_does_not_know_of_are_read(device):
-    """A replayed CUDA graph has the splits of its capture; lengths are those of the device."""
-    call = Call((900, 20), num_splits=2, heads=(2, 1))
+@pytest.mark.parametrize(("max_length", "splits"), [(1, 1), (10**6, 8)])
+def test_each_sequence_is_divided_by_the_length_that_the_device_knows(device, max_length, splits, monkeypatch):
+    """A replayed CUDA graph has the splits of its capture, and what the host knows may be far more than there is."""
+    call = Call((900, 20), heads=(2, 1))
+    chosen = []
+    choose = kernels.choose_splits
+    monkeypatch.setattr(kernels, "choose_splits", lambda *args: chosen.append(choose(*args)) or chosen[0])
+    monkeypatch.setattr(decoding, "_multiprocessors", lambda place: 8)
     q, k, v = call.inputs()
     built = Built(call, k, v)
     cache = built.on(device, call)
-    cache.max_length = 1
+    cache.max_length = max_length
     out, lse = nbfmha.decode(
-        device.to_device(q), cache, built.slots.tolist(), impl=device.implementation, num_splits=2, return_lse=True
+        device.to_device(q), cache, built.slots.tolist(), impl=device.implementation, return_lse=True
     )
+    assert chosen[0].num_splits == splits
     assert_decoded(device.to_host(out), device.to_host(lse), *expected(call, device.implementation, q, built))
 
 
@@ -288,8 +295,6 @@ class TestRefused:
 
 
 def test_auto_and_emulated_take_what_the_machine_has(monkeypatch):
-    from nbfmha.kernels import decode as kernels
-
     taken = []
     monkeypatch.setattr(kernels, "decode", lambda *args, implementation, **options: taken.append(implementation))
     call = Call((20,))
