@@ -16,6 +16,7 @@ _EXPORTS = {
     "QuantizedTensor": "nbfmha.quantized_tensor",
     "Recipe": "nbfmha.recipe",
     "attention": "nbfmha.forward",
+    "decode": "nbfmha.decoding",
     "dequantize": "nbfmha.quantization",
     "explain": "nbfmha.dispatch",
     "fmha_prefill_blockscale": "nbfmha.dispatch",
@@ -32,6 +33,7 @@ __all__ = [
     "Recipe",
     "__version__",
     "attention",
+    "decode",
     "dequantize",
     "explain",
     "fmha_prefill_blockscale",
@@ -43,6 +45,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from nbfmha.cache import PagedKVCache
+    from nbfmha.decoding import decode
     from nbfmha.dispatch import explain, fmha_prefill_blockscale, fmha_prefill_legacy
     from nbfmha.forward import attention
     from nbfmha.page_pool import CacheFull

@@ -108,7 +108,7 @@ def make_call(
     check_choice("layout", layout, LAYOUTS)
     place = _check_places(q, k, v)
     if place.library == "torch":
-        _check_gradients({"q": q, "k": k, "v": v, "sinks": sinks, "out": out})
+        check_gradients({"q": q, "k": k, "v": v, "sinks": sinks, "out": out})
     dtype = _check_dtypes(q, k, v)
     resolved = _check_recipe(recipe, q, k, v)
     q_shape, k_shape, v_shape = tuple(q.shape), tuple(k.shape), tuple(v.shape)
@@ -161,7 +161,7 @@ def _check_places(q: Any, k: Any, v: Any) -> Place:
     place = place_of("q", q)
     for name, array in (("q", q), ("k", k), ("v", v)):
         for part_name, part in _parts(name, array):
-            _check_place(part_name, place_of(part_name, part), place)
+            check_place(part_name, place_of(part_name, part), place)
     return place
 
 
@@ -173,7 +173,8 @@ def _parts(name: str, array: Any) -> list[tuple[str, Any]]:
     return parts if array.global_scale is None else [*parts, (f"{name}.global_scale", array.global_scale)]
 
 
-def _check_place(name: str, got: Place, place: Place) -> None:
+def check_place(name: str, got: Place, place: Place) -> None:
+    """Raise ``TypeError`` for another library than that of ``place``, where q lies, ``ValueError`` for another place."""
     if got is place or got == place:
         return
     if got.library != place.library:
@@ -255,7 +256,7 @@ def _check_sinks(sinks: Any, num_heads_q: int, place: Place) -> Any:
         raise TypeError(message("sinks", f"an array of {place.library} or NumPy", type(sinks).__name__, "np.array(sinks)"))
     got = place_of("sinks", sinks)
     if got.library != "numpy":
-        _check_place("sinks", got, place)
+        check_place("sinks", got, place)
     if dtype_name(sinks) not in DTYPES:
         raise TypeError(message("sinks.dtype", f"one of {', '.join(DTYPES)}", dtype_name(sinks), "convert it first"))
     if tuple(sinks.shape) != (num_heads_q,):
@@ -272,7 +273,7 @@ def _check_sinks(sinks: Any, num_heads_q: int, place: Place) -> Any:
 def _check_out(out: Any, q: Any, k: Any, v: Any, dtype: str, place: Place) -> None:
     if isinstance(out, QuantizedTensor):
         raise TypeError(message("out", f"an array of {place.library}", "QuantizedTensor"))
-    _check_place("out", place_of("out", out), place)
+    check_place("out", place_of("out", out), place)
     if dtype_name(out) != dtype:
         raise TypeError(message("out.dtype", dtype, dtype_name(out)))
     if tuple(out.shape) != tuple(q.shape):
@@ -286,7 +287,7 @@ def _check_out(out: Any, q: Any, k: Any, v: Any, dtype: str, place: Place) -> No
             raise ValueError(message("out", "in memory of its own", f"memory that it shares with {name}"))
 
 
-def _check_gradients(tensors: dict[str, Any]) -> None:
+def check_gradients(tensors: dict[str, Any]) -> None:
     """Refuse what would lose a gradient without a word: there is no backward pass."""
     if not sys.modules["torch"].is_grad_enabled():
         return

@@ -107,7 +107,7 @@ def test_descriptions_know_the_checks_alone():
 
 def test_kernels_know_instructions_and_descriptions():
     own = ("scale_layouts", "quantized_tensor", "validation", "gpu_arrays", "problem", "recipe", "tiles", "kv_layout")
-    own += ("kernels",)
+    own = (*own, "kernels")
     allowed = ("numpy", "numba", "ptx_inline.device", "ptx_inline.isa", "ptx_inline.toolchain", "ptx_inline.unroll")
     assert_imports_only(modules("nbfmha.kernels"), *allowed, *(f"nbfmha.{name}" for name in own))
 

@@ -79,6 +79,19 @@ def _append(target: Target) -> Kernel:
     return append_kernel("float16", 128, "four_over_six")
 
 
+def _decode(target: Target) -> Kernel:
+    """One tile of 16 rows, pages of whole tiles."""
+    from nbfmha.kernels.decode import decode_kernel
+
+    return decode_kernel(_mma(target), 128)
+
+
+def _combine(target: Target) -> Kernel:
+    from nbfmha.kernels.combine import combine_kernel
+
+    return combine_kernel(128, "float16")
+
+
 #: Name -> function of the target that returns the kernel as it would run there: with the block-scale MMA where the
 #: target has it, else with exact dequantisation.
 CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
@@ -92,6 +105,8 @@ CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
     "prefill_64": _prefill_64,
     "prefill_legacy": _prefill_legacy,
     "append": _append,
+    "decode": _decode,
+    "combine": _combine,
 }
 
 

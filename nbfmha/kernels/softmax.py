@@ -13,10 +13,11 @@ LOWEST = -1e30
 TOKENS = {
     "rows": (lambda t, e: 8 * t + e, 2),
     "stored": (lambda t, e: 32 * (t >> 2) + 2 * (t & 3) + e, 8),
+    "widened": (lambda t, e: 8 * (t >> 2) + (t & 3) + 4 * e, 16),
 }
 """Which token of the tile a lane has in n tile t, column e of its two: (constant(t, e), times thread_in_group).
 
-"rows": keys in their own order. "stored": ``operands.stored_order``.
+"rows": keys in their own order. "stored": ``operands.stored_order``. "widened": as ``tile_paged`` takes K's rows.
 """
 
 
@@ -43,20 +44,17 @@ def places(tokens: str) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
 
 
-def make_mask(tokens: str):
-    """Device function ``(acc_s: f32[8, 4], position, window_left, window_right, seqlen_k, first_n, thread_in_group)``:
-    scores of the tile from key ``first_n`` on become -inf where a row does not see the key; ``position``: of side 0's row
-    on the keys."""
+def _make_mask_row(tokens: str):
+    """Device function ``(acc_s: f32[8, 4], r, low, high)``: scores r, r + 1 of each n tile become -inf but for the
+    tokens [low, high), counted from the lane's first."""
     import numpy as np
     from numba import cuda
     from numba.core import types
 
-    from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32 = types.float32, types.uint32, types.int32
-    keep_branch, unknown = dev.keep_branch, dev.unknown_u32
-    place, lane_tokens = places(tokens), TOKENS[tokens][1]
+    place = places(tokens)
 
     # a function of its own: Numba's time to compile one grows with the square of its statements
     @cuda.jit(device=True, forceinline=True)
@@ -67,6 +65,23 @@ def make_mask(tokens: str):
             for e in unroll(2):
                 if u32(i32(place[t][e]) - low) >= width:  # below low, too: it wraps around
                     acc_s[t, r + u32(e)] = f32(-np.inf)
+
+    return mask_row
+
+
+def make_mask(tokens: str):
+    """Device function ``(acc_s: f32[8, 4], position, window_left, window_right, seqlen_k, first_n, thread_in_group)``:
+    scores of the tile from key ``first_n`` on become -inf where a row does not see the key; ``position``: of side 0's row
+    on the keys."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, i32 = types.uint32, types.int32
+    keep_branch, unknown = dev.keep_branch, dev.unknown_u32
+    lane_tokens, mask_row = TOKENS[tokens][1], _make_mask_row(tokens)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -81,6 +96,30 @@ def make_mask(tokens: str):
             mask_row(acc_s, u32(2 * side), low, high)
 
     return mask
+
+
+def make_mask_ranges(tokens: str):
+    """Device function ``(acc_s: f32[8, 4], low: i32[2], high: i32[2], first_n, thread_in_group)``: scores of the tile from
+    key ``first_n`` on become -inf but for the keys [low, high) of each of the lane's two rows."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, i32 = types.uint32, types.int32
+    keep_branch = dev.keep_branch
+    lane_tokens, mask_row = TOKENS[tokens][1], _make_mask_row(tokens)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def mask_ranges(acc_s, low, high, first_n, thread_in_group):
+        keep_branch()
+        own = i32(first_n + i32(lane_tokens) * thread_in_group)
+        for side in unroll(2):
+            mask_row(acc_s, u32(2 * side), i32(low[side] - own), i32(high[side] - own))
+
+    return mask_ranges
 
 
 def _make_rescale(o_tiles: int):

@@ -95,6 +95,11 @@ extern "C" __device__ void cp_async_cg_16(u32 smem_address, const unsigned char 
                : "memory");
 }
 
+extern "C" __device__ void cp_async_ca_8(u32 smem_address, const unsigned char *base, i64 offset, u32 src_bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(smem_address), "l"(base + offset), "r"(src_bytes)
+               : "memory");
+}
+
 extern "C" __device__ void cp_async_ca_4(u32 smem_address, const unsigned char *base, i64 offset, u32 src_bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem_address), "l"(base + offset), "r"(src_bytes)
                : "memory");

@@ -27,6 +27,14 @@ def device_target(ordinal: int) -> Target:
     return Target.of_compute_capability(capability.major, capability.minor)
 
 
+@functools.cache
+def multiprocessors(ordinal: int) -> int:
+    """SMs of a device. Raises ``RuntimeError`` where there is no driver or no such device."""
+    from cuda.core import Device
+
+    return Device(ordinal).properties.multiprocessor_count
+
+
 def current_device() -> int:
     """Ordinal of the calling thread's current device, 0 where none is current yet."""
     from cuda.bindings import driver

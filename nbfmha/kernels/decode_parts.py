@@ -1,0 +1,186 @@
+"""Parts of the decode kernel: tiles of the 16-bit windows, one warp's, and the merge of the warps of a CTA.
+
+Tokens in 16 bits are rows in memory: the sinks one after the other, the ring with one place where it begins again.
+"""
+
+from __future__ import annotations
+
+from nbfmha.kernels.tile_16bit import row_pitch
+from nbfmha.recipe import TILE_N
+
+LOG2E = 1.4426950408889634
+
+
+def make_run_sixteen(make, head_dim: int, dtype: str, m_tiles: int, general: bool):
+    """Device function ``(acc_o, row_max, row_sum, acc_s, p, q_smem, smem, k: u8*, v: u8*, base, ring, place, first_n,
+    count, low, high, shifted, scale, softmax_scale, cap, lane)``: ``count`` (up to 64) tokens from token ``first_n`` on.
+
+    make: as in :mod:`run_rows`. base: i64, element of k and v where the sequence's and head's rows begin; the first token
+    stands in row ``place`` of ``ring``. smem: of the warp, room for 64 rows; K has it first, then V. low, high:
+    i32[m_tiles, 2], the tokens that each row sees. shifted: f32[m_tiles, 2], q . km.
+    """
+    from numba import cuda
+    from numba.core import types
+
+    from nbfmha.kernels import softmax, tile_16bit
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, i32, i64 = types.uint32, types.int32, types.int64
+    cp_async_16, commit, wait_0 = dev.cp_async_cg_16, dev.cp_async_commit_group, dev.cp_async_wait_group_0
+    qk, pv = make(tile_16bit.make_qk, head_dim, dtype, m_tiles), make(tile_16bit.make_pv, head_dim, dtype, m_tiles, False)
+    pack, mask = make(tile_16bit.make_pack, dtype, m_tiles), make(softmax.make_mask_ranges, "rows")
+    general_scores, step = make(softmax.make_general_scores), make(softmax.make_step, head_dim // 8, 0.0)
+    chunks, pitch = head_dim // 8, row_pitch(head_dim)
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_rows(smem, source, base, ring, place, count, lane):
+        for i in range(TILE_N * chunks // 32):
+            index = u32(lane) + u32(32) * u32(i)
+            row, chunk = i32(index // u32(chunks)), index % u32(chunks)
+            at = i32(place + row)
+            if at >= ring:
+                at = i32(at - ring)
+            there = row < count
+            offset = base * i64(2) + (i64(at) * i64(2 * head_dim) + i64(u32(16) * chunk) if there else i64(0))
+            cp_async_16(smem + u32(row) * u32(pitch) + u32(16) * chunk, source, offset, u32(16) if there else u32(0))
+        commit()
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def run_sixteen(
+        acc_o, row_max, row_sum, acc_s, p, q_smem, smem, k, v, base, ring, place, first_n, count, low, high, shifted, scale,
+        softmax_scale, cap, lane,
+    ):  # fmt: skip
+        cuda.syncwarp()  # nobody reads what lies here any more
+        load_rows(smem, k, base, ring, place, count, lane)
+        for m in unroll(m_tiles):
+            for t in unroll(TILE_N // 8):
+                for r in unroll(4):
+                    acc_s[m, t, r] = -shifted[m, r // 2]
+        wait_0()
+        cuda.syncwarp()
+        qk(acc_s, q_smem, smem, lane, i32(0))  # rows of warp 0: those of every warp
+        cuda.syncwarp()
+        load_rows(smem, v, base, ring, place, count, lane)
+        for m in unroll(m_tiles):
+            if general:
+                general_scores(acc_s[m], shifted[m], softmax_scale, cap)
+            mask(acc_s[m], low[m], high[m], first_n, i32(lane & i32(3)))
+            step(acc_s[m], acc_o[m], row_max[m], row_sum[m], scale)
+        pack(p, acc_s)
+        wait_0()
+        cuda.syncwarp()
+        pv(acc_o, p, smem, lane)
+
+    return run_sixteen
+
+
+def result_pitch(head_dim: int) -> int:
+    """Bytes from one row of a warp's f32 result to the next in shared memory: accumulators of a quad's rows lie in
+    different banks."""
+    return 4 * head_dim + 32
+
+
+def make_store_result(head_dim: int, m_tiles: int):
+    """Device function ``(smem, stats, acc_o, row_max, row_sum, lane)``: a warp's accumulators to rows of f32, and (maximum,
+    sum) of each row, the sums still those of single lanes."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32 = types.uint32
+    store_v2, bits_of, bfly = dev.st_shared_v2_u32, dev.mov_b32_f32, dev.shfl_sync_bfly_f32
+    pitch = result_pitch(head_dim)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def store_row(at, acc_o, r):
+        for t in unroll(head_dim // 8):
+            store_v2(at + u32(32 * t), bits_of(acc_o[t, r]), bits_of(acc_o[t, r + u32(1)]))
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def store_result(smem, stats, acc_o, row_max, row_sum, lane):
+        group_id, q = u32(lane >> 2), u32(lane & 3)
+        for m in unroll(m_tiles):
+            for side in unroll(2):
+                row = group_id + u32(16 * m + 8 * side)
+                store_row(smem + row * u32(pitch) + u32(8) * q, acc_o[m], u32(2 * side))
+                total = row_sum[m, side]
+                total = total + bfly(total, u32(1))
+                total = total + bfly(total, u32(2))
+                if q == u32(0):
+                    store_v2(stats + u32(8) * row, bits_of(row_max[m, side]), bits_of(total))
+
+    return store_result
+
+
+def make_merge_warps(head_dim: int, dtype: str, warps: int):
+    """Device function ``(out, lse, smem, warp_bytes, stats, stats_bytes, row, chunk, out_row, lse_row, shift2, has_sink,
+    sink2, has_lse, partial)``: four channels of one row, from ``4 chunk`` on, of all warps' results.
+
+    shift2: what is added to the row's logarithm, in log2 units, as ``sink2``, a part of the denominator where ``has_sink``.
+    out: u32*, f32 where ``partial``, else of ``dtype``; ``out_row``, ``lse_row``: i64. A row that saw no key is 0 with an
+    LSE of -inf.
+    """
+    import numpy as np
+    from numba import cuda
+    from numba.core import types
+
+    from nbfmha.kernels import softmax
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
+    ffi, load_v2, load_v4, max_f32, fma = (
+        dev.ffi, dev.ld_shared_v2_u32, dev.ld_shared_v4_u32, dev.max_f32, dev.fma_rn_f32
+    )  # fmt: skip
+    ex2, lg2, rcp = dev.ex2_approx_ftz_f32, dev.lg2_approx_f32, dev.rcp_approx_ftz_f32
+    float_of, bits_of = dev.mov_f32_b32, dev.mov_b32_f32
+    store_v4, store_v2 = dev.st_global_v4_u32, dev.st_global_v2_u32
+    pack = dev.cvt_rn_bf16x2_f32 if dtype == "bfloat16" else dev.cvt_rn_f16x2_f32
+    pitch = result_pitch(head_dim)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def merge_warps(
+        out, lse, smem, warp_bytes, stats, stats_bytes, row, chunk, out_row, lse_row, shift2, has_sink, sink2, has_lse,
+        partial,
+    ):  # fmt: skip
+        two = cuda.local.array(2, u32)
+        four = cuda.local.array(4, u32)
+        maxima = cuda.local.array(warps, f32)
+        sums = cuda.local.array(warps, f32)
+        values = cuda.local.array(4, f32)
+        own_sink = sink2 - shift2 if has_sink else f32(-np.inf)
+        largest = max_f32(f32(softmax.LOWEST), own_sink)
+        for w in unroll(warps):
+            load_v2(ffi.from_buffer(two), stats + u32(w) * stats_bytes + u32(8) * u32(row))
+            maxima[w], sums[w] = float_of(two[0]), float_of(two[1])
+            largest = max_f32(largest, maxima[w])
+        total = ex2(own_sink - largest)
+        for i in unroll(4):
+            values[i] = f32(0)
+        for w in unroll(warps):
+            weight = ex2(maxima[w] - largest)
+            total = fma(sums[w], weight, total)
+            load_v4(ffi.from_buffer(four), smem + u32(w) * warp_bytes + u32(row) * u32(pitch) + u32(16) * u32(chunk))
+            for i in unroll(4):
+                values[i] = fma(float_of(four[i]), weight, values[i])
+        factor = f32(0) if total == f32(0) else rcp(total)  # 1 or more, for the row's maximum is among its terms
+        for i in unroll(4):
+            values[i] = values[i] * factor
+        at = out_row * i64(head_dim) + i64(i32(4) * chunk)
+        if partial:
+            store_v4(out, at, bits_of(values[0]), bits_of(values[1]), bits_of(values[2]), bits_of(values[3]))
+        else:
+            store_v2(out, at >> i64(1), pack(values[1], values[0]), pack(values[3], values[2]))
+        if has_lse and chunk == i32(0):
+            log_sum = (largest + lg2(total) + shift2) * f32(1 / LOG2E)
+            lse[lse_row] = f32(-np.inf) if total == f32(0) else log_sum
+
+    return merge_warps
+

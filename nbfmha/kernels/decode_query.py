@@ -1,0 +1,170 @@
+"""Queries of one CTA of the decode kernel: rows of q, packed from query tokens and the heads that share K and V.
+
+Row r is query token r / group of head ``kv_head * group + r % group``, so that neighbouring rows are neighbours in
+memory. In shared memory a row has the pitch of :mod:`tile_16bit`; rows that there are none of are zeros.
+"""
+
+from __future__ import annotations
+
+from nbfmha.kernels.tile_16bit import row_pitch
+from nbfmha.kernels.tile_paged import words_of_lane
+
+MMA_M = 16
+
+
+def make_load_queries(head_dim: int, dtype: str, m_tiles: int, threads: int, widened: bool):
+    """Device function ``(plain, ordered, shifts, q: u32*, k_mean, has_mean, batch, kv_head, num_heads_kv, slot, first_row,
+    rows, group, q_len, thread)``: 16 m_tiles rows from row ``first_row`` on to shared memory: as they are (``plain``); as
+    f16 in ``tile_paged.channel_order`` where ``widened`` (``ordered``); and q . km of each (``shifts``, f32), 0 without."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, u16, u32, i32, i64 = types.float32, types.uint16, types.uint32, types.int32, types.int64
+    ffi, load_v4, store_v4, store, prmt = (
+        dev.ffi, dev.ld_global_nc_v4_u32, dev.st_shared_v4_u32, dev.st_shared_u32, dev.prmt_b32
+    )  # fmt: skip
+    fma, bfly, bits_of, pack_f16 = dev.fma_rn_f32, dev.shfl_sync_bfly_f32, dev.mov_b32_f32, dev.cvt_rn_f16x2_f32
+    bf16 = dtype == "bfloat16"
+    widen = dev.cvt_f32_bf16 if bf16 else dev.cvt_f32_f16
+    chunks, pitch, words = head_dim // 8, row_pitch(head_dim), words_of_lane(head_dim, m_tiles)
+    passes, halvings = MMA_M * m_tiles * chunks // threads, (head_dim // 8).bit_length() - 1
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def order(raw, values):
+        """Eight channels of a chunk as the pairs (i, i + 4), in f16."""
+        if bf16:
+            for i in unroll(4):
+                raw[i] = pack_f16(values[i + 4], values[i])
+        else:
+            low, high = raw[0], raw[1]
+            raw[0], raw[1] = prmt(low, raw[2], u32(0x5410)), prmt(low, raw[2], u32(0x7632))
+            raw[2], raw[3] = prmt(high, raw[3], u32(0x5410)), prmt(high, raw[3], u32(0x7632))
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def load_chunk(
+        plain, ordered, shifts, q, k_mean, has_mean, mean_at, head_at, heads, first_row, rows, group, row, chunk
+    ):  # fmt: skip
+        raw = cuda.local.array(4, u32)
+        values = cuda.local.array(8, f32)
+        for i in unroll(4):
+            raw[i] = u32(0)
+        there = i32(first_row + row)
+        if there < rows:
+            token = i32(u32(there) // u32(group))
+            index = head_at + i64(token) * i64(heads) + i64(i32(there - token * group))
+            load_v4(ffi.from_buffer(raw), q, index * i64(head_dim // 2) + i64(i32(4) * chunk))
+        for i in unroll(4):
+            values[2 * i] = widen(u16(raw[i] & u32(0xFFFF)))
+            values[2 * i + 1] = widen(u16(raw[i] >> u32(16)))
+        product = f32(0)
+        if has_mean != i32(0):
+            for i in unroll(8):
+                product = fma(values[i], k_mean[mean_at + i64(i32(8) * chunk + i32(i))], product)
+        for i in unroll(halvings):
+            product += bfly(product, u32(1 << i))
+        if chunk == i32(0):
+            store(shifts + u32(4) * u32(row), bits_of(product))
+        at = u32(row) * u32(pitch)
+        store_v4(plain + at + u32(16) * u32(chunk), raw[0], raw[1], raw[2], raw[3])
+        if widened:
+            order(raw, values)
+            # the chunk is a lane's word of a slab: two k steps, the low and the high half of each
+            slab, lane, word = (
+                u32(chunk) // u32(4 * words), u32(chunk) // u32(words) & u32(3), u32(chunk) & u32(words - 1)
+            )  # fmt: skip
+            at += slab * u32(64 * words) + word * u32(64) + lane * u32(4)
+            for i in unroll(4):
+                store(ordered + at + u32(32 * (i // 2) + 16 * (i % 2)), raw[i])
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_queries(
+        plain, ordered, shifts, q, k_mean, has_mean, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len,
+        thread,
+    ):  # fmt: skip
+        heads = i32(num_heads_kv * group)
+        mean_at = (i64(slot) * i64(num_heads_kv) + i64(kv_head)) * i64(head_dim)
+        head_at = i64(batch) * i64(q_len) * i64(heads) + i64(kv_head) * i64(group)
+        for i in range(passes):
+            index = u32(thread) + u32(threads) * u32(i)
+            row, chunk = i32(index // u32(chunks)), i32(index % u32(chunks))
+            load_chunk(
+                plain, ordered, shifts, q, k_mean, has_mean, mean_at, head_at, heads, first_row, rows, group, row, chunk
+            )
+
+    return load_queries
+
+
+def make_quantize_queries(head_dim: int, dtype: str, m_tiles: int, threads: int):
+    """Device functions ``quantize(plain, codes, scales, thread)``: the rows in shared memory to NVFP4, four_over_six, codes
+    of head_dim / 2 bytes a row, then scales of head_dim / 16; and, once all threads have done so,
+    ``load(a: u32[m_tiles, k_steps, 4], sfa: u32[m_tiles, words], codes, scales, lane)``: the fragments of the block-scale
+    MMA, as :mod:`tile_blockscale` has them."""
+    from numba import cuda
+    from numba.core import types
+
+    from nbfmha.kernels.blocks import make_quantize_block
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, u16, u32, i32 = types.float32, types.uint16, types.uint32, types.int32
+    ffi, load, load_v4, store, store_v2 = (
+        dev.ffi, dev.ld_shared_u32, dev.ld_shared_v4_u32, dev.st_shared_u32, dev.st_shared_v2_u32
+    )  # fmt: skip
+    shuffle = dev.shfl_sync_idx_b32
+    widen = dev.cvt_f32_bf16 if dtype == "bfloat16" else dev.cvt_f32_f16
+    quantize_block = make_quantize_block(dtype, "nvfp4", "four_over_six", False)
+    blocks, pitch, k_steps = head_dim // 16, row_pitch(head_dim), head_dim // 64
+    passes = max(MMA_M * m_tiles * blocks // threads, 1)
+    all_threads = MMA_M * m_tiles * blocks >= threads
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def quantize_one(plain, codes, scales, index):
+        row, block = index // u32(blocks), index % u32(blocks)
+        raw = cuda.local.array(8, u32)
+        x = cuda.local.array(16, f32)
+        packed = cuda.local.array(2, u32)
+        at = plain + row * u32(pitch) + block * u32(32)
+        for half in unroll(2):
+            load_v4(ffi.from_buffer(raw[4 * half :]), at + u32(16 * half))
+        for i in unroll(8):
+            x[2 * i] = widen(u16(raw[i] & u32(0xFFFF)))
+            x[2 * i + 1] = widen(u16(raw[i] >> u32(16)))
+        byte = quantize_block(x, f32(1), packed)
+        store_v2(codes + row * u32(head_dim // 2) + block * u32(8), packed[0], packed[1])
+        # four neighbours' bytes make a word
+        word = u32(byte) << (u32(8) * (block & u32(3)))
+        for i in unroll(2):
+            word |= shuffle(word, (index ^ u32(1 << i)) & u32(31))
+        if (block & u32(3)) == u32(0):
+            store(scales + row * u32(blocks) + block, word)
+
+    @cuda.jit(device=True, forceinline=True)
+    def quantize(plain, codes, scales, thread):
+        for i in range(passes):
+            if all_threads or u32(thread) < u32(MMA_M * m_tiles * blocks):
+                quantize_one(plain, codes, scales, u32(thread) + u32(threads) * u32(i))
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def load_fragments(a, sfa, codes, scales, lane):
+        group_id, q = u32(lane >> 2), u32(lane & 3)
+        for m in unroll(m_tiles):
+            for k_step in unroll(k_steps):
+                for r in unroll(4):
+                    row = group_id + u32(16 * m + 8 * (r & 1))
+                    a[m, k_step, r] = load(codes + row * u32(head_dim // 2) + u32(32 * k_step + 16 * (r >> 1)) + u32(4) * q)
+            # lanes 0, 1 of a quad supply the scales of rows g, g + 8 of an even k step, lanes 2, 3 those of the odd one
+            row = group_id + u32(16 * m) + u32(8) * (q & u32(1))
+            for pair in unroll((k_steps + 1) // 2):
+                step = i32(2 * pair) + i32(q >> u32(1))
+                sfa[m, pair] = u32(0)
+                if step < i32(k_steps):
+                    sfa[m, pair] = load(scales + row * u32(blocks) + u32(4) * u32(step))
+
+    return quantize, load_fragments
