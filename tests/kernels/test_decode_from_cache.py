@@ -11,7 +11,9 @@ from nbfmha.cache_model import contents
 HEADS_Q, HEADS_KV, HEAD_DIM = 4, 2, 64
 
 
-@pytest.fixture(params=["blockscale", "dequant", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=["blockscale", pytest.param("dequant", marks=pytest.mark.slow), pytest.param("gpu", marks=pytest.mark.gpu)]
+)
 def device(request):
     if request.param == "gpu":
         return GpuDevice(request.getfixturevalue("gpu"))
