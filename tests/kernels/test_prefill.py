@@ -67,7 +67,7 @@ LEGACY_CALLS = [
     Call(lengths=(130, 70), options=CAUSAL, recipe=LEGACY, heads=(2, 1), batch=2),
     Call(lengths=(5, 0), recipe=LEGACY),
     Call(lengths=(33, 1), recipe=LEGACY),
-    Call(128, lengths=(70, 330), heads=(2, 1), recipe=LEGACY),
+    pytest.param(Call(128, lengths=(70, 330), heads=(2, 1), recipe=LEGACY), marks=SLOW),
     Call(lengths=(150, 330), heads=(2, 1), options=CAUSAL, recipe=LEGACY_SMOOTH),
     Call(lengths=(100, 400), options={"window": (200, 30)}, recipe=LEGACY_SMOOTH),
     Call(
@@ -76,7 +76,7 @@ LEGACY_CALLS = [
         options={"cu_seqlens_q": (0, 20, 20, 90, 150), "cu_seqlens_k": (0, 130, 200, 200, 420), "causal": True},
         recipe=LEGACY_SMOOTH,
     ),
-    Call(lengths=(70, 190), options={"softcap": 5.0, "causal": True}, recipe=LEGACY),
+    pytest.param(Call(lengths=(70, 190), options={"softcap": 5.0, "causal": True}, recipe=LEGACY), marks=SLOW),
     *(
         pytest.param(call, marks=SLOW)
         for call in (
