@@ -190,7 +190,7 @@ def make_load_tile(stage: PagedStage, whole: bool):
     return load_whole if whole else load_blocks
 
 
-def make_widen_word():
+def _make_widen_word():
     """Device function ``(word, scale: f16x2, b: u32[4])``: eight codes times their scale, 2^14 times too small: registers
     (i, i + 4)."""
     from numba import cuda
@@ -215,6 +215,30 @@ def make_widen_word():
     return widen_word
 
 
+def _make_multiply(m_tiles: int):
+    """Device function ``(acc: f32[m_tiles, tiles, 4], a: u32[m_tiles, k steps, 4], t, w, word, scale)``: adds to n tile t
+    the products of k steps 2 w, 2 w + 1 of ``a`` with the eight codes of ``word``, widened."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, ffi, mma, widen_word = types.uint32, dev.ffi, dev.mma_m16n8k16_f16, _make_widen_word()
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def multiply(acc, a, t, w, word, scale):
+        b = cuda.local.array(4, u32)
+        widen_word(word, scale, b)
+        for step in unroll(2):
+            for m in unroll(m_tiles):
+                c = ffi.from_buffer(acc[m, t])
+                mma(c, ffi.from_buffer(a[m, 2 * w + u32(step)]), ffi.from_buffer(b[2 * step :]), c)
+
+    return multiply
+
+
 def make_qk_widened(stage: PagedStage, m_tiles: int):
     """Device function ``(acc_s: f32[m_tiles, 8, 4], q_smem, stage, lane)``: adds the scores, ``UNIT`` times too small. Q:
     rows of f16 in ``channel_order``, at the pitch of :mod:`tile_16bit`."""
@@ -226,9 +250,9 @@ def make_qk_widened(stage: PagedStage, m_tiles: int):
     from ptx_inline.unroll import unroll, unrolled
 
     u32 = types.uint32
-    ffi, mma, ldmatrix_x4, load, prmt = dev.ffi, dev.mma_m16n8k16_f16, dev.ldmatrix_x4, dev.ld_shared_u32, dev.prmt_b32
+    ffi, ldmatrix_x4, load, prmt = dev.ffi, dev.ldmatrix_x4, dev.ld_shared_u32, dev.prmt_b32
     f16x2_e4m3x2, load_words = dev.cvt_rn_f16x2_e4m3x2, dev.ld_shared_v4_u32 if stage.words == 4 else dev.ld_shared_v2_u32
-    widen_word = make_widen_word()
+    multiply = _make_multiply(m_tiles)
     head_dim, words, k_pitch, k_block = stage.head_dim, stage.words, stage.k_pitch, stage.k_block
     at_sfk, sfk_block, q_pitch = stage.sfk, stage.sfk_block, row_pitch(stage.head_dim)
     slabs, k_steps, sfk_pitch, two_scales = head_dim // (32 * words), 2 * words, head_dim // 16, words == 4
@@ -239,16 +263,6 @@ def make_qk_widened(stage: PagedStage, m_tiles: int):
         for m in unroll(m_tiles):
             for step in unroll(k_steps):
                 ldmatrix_x4(ffi.from_buffer(a[m, step]), q_at + u32(16 * q_pitch * m + 32 * step))
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def multiply(acc_s, a, t, w, word, scale):
-        b = cuda.local.array(4, u32)
-        widen_word(word, scale, b)
-        for step in unroll(2):
-            for m in unroll(m_tiles):
-                c = ffi.from_buffer(acc_s[m, t])
-                mma(c, ffi.from_buffer(a[m, 2 * w + u32(step)]), ffi.from_buffer(b[2 * step :]), c)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -337,21 +351,9 @@ def make_pv(stage: PagedStage, m_tiles: int):
     from ptx_inline.unroll import unroll, unrolled
 
     u32 = types.uint32
-    ffi, mma, load, load_v2, prmt = (
-        dev.ffi, dev.mma_m16n8k16_f16, dev.ld_shared_u32, dev.ld_shared_v2_u32, dev.prmt_b32
-    )  # fmt: skip
-    f16x2_e4m3x2, widen_word = dev.cvt_rn_f16x2_e4m3x2, make_widen_word()
+    ffi, load, load_v2, prmt = dev.ffi, dev.ld_shared_u32, dev.ld_shared_v2_u32, dev.prmt_b32
+    f16x2_e4m3x2, multiply = dev.cvt_rn_f16x2_e4m3x2, _make_multiply(m_tiles)
     at_v, at_sfv, head_dim = stage.v, stage.sfv, stage.head_dim
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def multiply(acc_o, p, t, w, word, scale):
-        b = cuda.local.array(4, u32)
-        widen_word(word, scale, b)
-        for step in unroll(2):
-            for m in unroll(m_tiles):
-                c = ffi.from_buffer(acc_o[m, t])
-                mma(c, ffi.from_buffer(p[m, 2 * w + u32(step)]), ffi.from_buffer(b[2 * step :]), c)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
