@@ -113,6 +113,44 @@ def make_widen_pair(dtype: str):
     return widen_bf16 if dtype == "bfloat16" else widen_f16
 
 
+def make_keep_16(head_dim: int):
+    """Device function ``(x: u32*, row, col, words: u32[8])``: the 16 channels of column ``col``, in their 16-bit format, to
+    a row (i64) of head_dim."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    i64, store_v4 = types.int64, dev.st_global_v4_u32
+
+    @cuda.jit(device=True, forceinline=True)
+    def keep_16(x, row, col, words):
+        at = (row * i64(head_dim) + i64(16) * i64(col)) >> i64(1)
+        store_v4(x, at, words[0], words[1], words[2], words[3])
+        store_v4(x, at + i64(4), words[4], words[5], words[6], words[7])
+
+    return keep_16
+
+
+def make_centre(dtype: str):
+    """Device function ``(values: f32[16], words: u32[8], means: f32[16])``: 16 channels, less their means."""
+    from numba import cuda
+
+    from ptx_inline.unroll import unroll, unrolled
+
+    widen_pair = make_widen_pair(dtype)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def centre(values, words, means):
+        for w in unroll(8):
+            even, odd = widen_pair(words[w])
+            values[2 * w] = even - means[2 * w]
+            values[2 * w + 1] = odd - means[2 * w + 1]
+
+    return centre
+
+
 def make_store_values():
     """Device function ``(x: u32*, at, values: f32[16])``: 16 neighbours from element ``at`` (i64, a multiple of 8) on, in
     f16."""

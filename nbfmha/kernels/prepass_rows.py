@@ -25,7 +25,9 @@ from nbfmha.kernels.prepass_legacy import make_store_rows
 from nbfmha.kernels.prepass_load import (
     ROWS_A_PASS,
     code_cols,
+    make_centre,
     make_column_sum,
+    make_keep_16,
     make_load_16,
     make_load_means,
     make_store_values,
@@ -161,7 +163,7 @@ def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_va
     load_16, widen_pair, load_means = make_load_16(dtype), make_widen_pair(dtype), make_load_means()
     column_sum, store = make_column_sum(head_dim), _make_store(dtype, head_dim, scale)
     round_block, store_values = make_round_block("amax" if scale == "row" else scale), make_store_values()
-    fma, bfly, store_v4 = dev.fma_rn_f32, dev.shfl_sync_bfly_f32, dev.st_global_v4_u32
+    fma, bfly, keep_16, centre = dev.fma_rn_f32, dev.shfl_sync_bfly_f32, make_keep_16(head_dim), make_centre(dtype)
 
     @unrolled
     def q_kernel(
@@ -225,13 +227,8 @@ def make_q(dtype: str, head_dim: int, rows: int, scale: str, smooth: bool, to_va
             if there and row < count:
                 load_16(q, source + i64(row) * q_t, words)
                 if wide and has_16 != i32(0):
-                    at = (out_row * i64(head_dim) + i64(16) * i64(col)) >> i64(1)
-                    store_v4(q16, at, words[0], words[1], words[2], words[3])
-                    store_v4(q16, at + i64(4), words[4], words[5], words[6], words[7])
-            for w in unroll(8):
-                even, odd = widen_pair(words[w])
-                values[2 * w] = even - means[2 * w]
-                values[2 * w + 1] = odd - means[2 * w + 1]
+                    keep_16(q16, out_row, col, words)
+            centre(values, words, means)
             if to_values:
                 if there and row < count:
                     round_block(values)
@@ -248,14 +245,13 @@ def make_k(dtype: str, head_dim: int, scale: str, to_values: bool):
     from numba import cuda
     from numba.core import types
 
-    from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     cols = code_cols(head_dim)
     wide = dtype == "float32"
-    load_16, widen_pair, load_means = make_load_16(dtype), make_widen_pair(dtype), make_load_means()
-    store, store_v4 = _make_store(dtype, head_dim, scale), dev.st_global_v4_u32
+    load_16, load_means = make_load_16(dtype), make_load_means()
+    store, keep_16, centre = _make_store(dtype, head_dim, scale), make_keep_16(head_dim), make_centre(dtype)
     round_block, store_values = make_round_block("amax" if scale == "row" else scale), make_store_values()
 
     @unrolled
@@ -283,14 +279,8 @@ def make_k(dtype: str, head_dim: int, scale: str, to_values: bool):
             if there:
                 load_16(k, first + i64(source + token) * k_t, words)
                 if wide and has_16 != i32(0):
-                    at = i64(head) * i64(seqlen_k) + i64(source + token)
-                    at = (at * i64(head_dim) + i64(16) * i64(col)) >> i64(1)
-                    store_v4(k16, at, words[0], words[1], words[2], words[3])
-                    store_v4(k16, at + i64(4), words[4], words[5], words[6], words[7])
-                for w in unroll(8):
-                    even, odd = widen_pair(words[w])
-                    values[2 * w] = even - means[2 * w]
-                    values[2 * w + 1] = odd - means[2 * w + 1]
+                    keep_16(k16, i64(head) * i64(seqlen_k) + i64(source + token), col, words)
+                centre(values, words, means)
             if to_values:
                 if there:
                     round_block(values)
