@@ -118,8 +118,10 @@ def run(call: Call, impl: str, *, with_lse: bool = False) -> tuple[Any, Any]:
     chosen = None if name is None else found[IMPLEMENTATIONS.index(name)]
     if chosen is None or not chosen.runs:
         raise Unavailable(_refusal(impl, found))
-    stored = quantized_operands.stored(call)
-    kernels = _kernels_on(call.place.target or _EMULATED, gate(), call.problem, call.recipe, stored)
+    kernels = name
+    if name == "emulated":
+        stored = quantized_operands.stored(call)
+        kernels = _kernels_on(call.place.target or _EMULATED, gate(), call.problem, call.recipe, stored)
     return runners.run(call, name, kernels, with_lse=with_lse)
 
 
