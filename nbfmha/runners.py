@@ -28,8 +28,8 @@ EMULATED_ARCH = "sm_120a"
 def run(call: Call, implementation: str, kernels: str, *, with_lse: bool) -> tuple[Any, Any]:
     """(out, lse) of a call that ``implementation`` can run; lse is None unless ``with_lse``.
 
-    kernels: "blockscale", "legacy" or "dequant", what "emulated" runs; others are what they are. Raises ``ValueError``, before anything is launched,
-    for arrays in GPU memory that kernels cannot read as they lie.
+    kernels: "blockscale", "legacy" or "dequant", what "emulated" runs; others are what they are. Raises ``ValueError``,
+    before anything is launched, for arrays in GPU memory that kernels cannot read as they lie.
     """
     if implementation == "reference":
         return _on_host(call, _reference(call), with_lse)
