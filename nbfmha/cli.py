@@ -177,7 +177,7 @@ def _list_kernel(kind: str, name: str, arch: str, *, mix_only: bool) -> None:
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="emulator (needs no GPU), launch, quantize, mma (counts without a GPU) or prefill.")
+        str, typer.Argument(help="emulator (no GPU needed), launch, quantize, mma (counts without one), prefill or decode.")
     ],
     json_path: Json = None,
     recipes: Annotated[

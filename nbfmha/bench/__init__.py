@@ -10,4 +10,5 @@ BENCHMARKS = {
     "quantize": "quantise and dequantise kernels beside a device copy and a torch.compile quantiser",
     "mma": "raw throughput of each mma.sync; without its GPU, the emulator's instruction counts",
     "prefill": "forward attention beside torch's FlashAttention-2 and cuDNN",
+    "decode": "attention of one new token on a paged NVFP4 KV cache beside the same two on bf16, and appending to it",
 }

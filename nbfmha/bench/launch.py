@@ -58,7 +58,7 @@ def main(json_path: Path | str | None = None) -> None:
         "numba.cuda dispatcher, six torch tensors": _numba(tensors),
         "torch: one small kernel (x.add_)": lambda: tensors[0].add_(1),
     }
-    report = {name: _host_us(torch, run) for name, run in runs.items()}
+    report = {name: measure.host_us(run) for name, run in runs.items()}
     table = Table(title=f"host time of a launch, {measure.machine()['gpu']}")
     table.add_column("launch")
     table.add_column("us, median", justify="right")
@@ -73,20 +73,6 @@ def main(json_path: Path | str | None = None) -> None:
     measure.console().print(table)
     seconds = {"process": total, "context": context, "import_and_launch": ours}
     measure.write_json(json_path, {"machine": measure.machine(), "host_us": report, "first_launch_s": seconds})
-
-
-def _host_us(torch, run, launches: int = 200, rounds: int = 25) -> float:
-    """Median over rounds of the mean host time of a launch, the queue drained between rounds."""
-    run()
-    times = []
-    for _ in range(rounds):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(launches):
-            run()
-        times.append((time.perf_counter() - start) / launches)
-    torch.cuda.synchronize()
-    return statistics.median(times) * 1e6
 
 
 def _addresses(kernel: Kernel, tensors: list):

@@ -6,6 +6,7 @@ import json
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,21 @@ def median_ms(
             if number >= warmup:
                 times[name].append(start.elapsed_time(stop) / repeats)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def host_us(run: Callable[[], Any], *, launches: int = 200, rounds: int = 25) -> float:
+    """Microseconds of host time of a call: median over rounds of their mean, the queue drained between rounds."""
+    torch = require_gpu()
+    run()
+    times = []
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(launches):
+            run()
+        times.append((time.perf_counter() - start) / launches)
+    torch.cuda.synchronize()
+    return 1e6 * statistics.median(times)
 
 
 def machine() -> dict[str, str]:

@@ -13,24 +13,22 @@ quantisation error that is allowed.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from nbfmha.bench import measure
+from nbfmha.bench.compare import CUDNN, FLASH, PEER_BOUND, check_below, poisoned, runs_here, worst_head
 from nbfmha.recipe import PRESETS
 from nbfmha.validation import check_choice
 
 WIDTH, TOKENS = 2048, 16384
 RECIPES = ("accurate", "fast")
-FLASH, CUDNN, PRODUCT = "FlashAttention-2", "cuDNN", "matrix product"
+PRODUCT = "matrix product"
 PRODUCT_SIZE = 8192
 RELATIVE_L2_BOUND = 0.15
 """Of each head against FlashAttention-2: the presets' model is at 0.06 to 0.13 on these inputs, uniform weights at 0.8."""
-PEER_BOUND = 0.01
 
 
 @dataclass(frozen=True)
@@ -181,16 +179,14 @@ def check(torch, shape: Shape, recipes: Sequence[str]) -> Checked:
 
     def add(name: str, run: Callable[[], Any], bound: float) -> None:
         errors[name] = worst_head(torch, run(), expected)
-        if not errors[name] < bound:  # NaN, too
-            text = f"{name}, head_dim, length, causal = {shape.title}: relative L2 of a head is {errors[name]:.4f}"
-            raise AssertionError(f"{text}, must be below {bound}")
+        check_below(errors[name], bound, f"{name}, head_dim, length, causal = {shape.title}")
         runs[name] = run
 
     if cudnn is not None:
         add(CUDNN, cudnn, PEER_BOUND)
     problem = Problem.of(q, k, v, causal=shape.causal)
     views = [View(x, x.stride()[:3]) for x in (q, k, v)]
-    with _poisoned(torch):
+    with poisoned(torch):
         for name in recipes:
             explanation = dispatch.explain(q, k, v, causal=shape.causal, recipe=name)
             implementation = implementations[name] = explanation.auto
@@ -212,12 +208,6 @@ def check(torch, shape: Shape, recipes: Sequence[str]) -> Checked:
     return Checked(runs, errors, implementations)
 
 
-def worst_head(torch, out: Any, expected: Any) -> float:
-    """The largest relative L2 distance of one head, of tensors (batch, heads, tokens, head_dim)."""
-    out, expected = out.float().flatten(2), expected.float().flatten(2)
-    return (torch.linalg.vector_norm(out - expected, dim=-1) / torch.linalg.vector_norm(expected, dim=-1)).max().item()
-
-
 def _peers(torch, q, k, v, causal: bool) -> tuple[Callable[[], Any], Callable[[], Any] | None]:
     """FlashAttention-2, and cuDNN where this torch and this GPU have it."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -230,13 +220,7 @@ def _peers(torch, q, k, v, causal: bool) -> tuple[Callable[[], Any], Callable[[]
         return run
 
     flash, cudnn = peer(SDPBackend.FLASH_ATTENTION), peer(SDPBackend.CUDNN_ATTENTION)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of each reason why it cannot
-            cudnn()
-    except RuntimeError:
-        return flash, None
-    return flash, cudnn
+    return flash, cudnn if runs_here(cudnn) else None
 
 
 def _product(torch) -> Callable[[], Any]:
@@ -244,17 +228,6 @@ def _product(torch) -> Callable[[], Any]:
     a, b = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE, device="cuda").half() for _ in range(2))
     c = torch.empty_like(a)
     return lambda: torch.matmul(a, b, out=c)
-
-
-@contextmanager
-def _poisoned(torch) -> Iterator[None]:
-    """Every tensor that torch allocates uninitialised begins as NaN, or the largest integer."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def table(rows: list[Row], implementations: dict[str, str], gpu: str):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from nbfmha.bench import measure, prefill
+from nbfmha.bench import compare, measure, prefill
 from nbfmha.cli import app
 
 
@@ -90,7 +90,7 @@ def test_the_bound_parts_right_from_wrong(torch, causal):
     expected = torch.from_numpy(reference.attention(q, k, v, problem))
 
     def distance(out):
-        return prefill.worst_head(torch, torch.from_numpy(np.ascontiguousarray(out)), expected)
+        return compare.worst_head(torch, torch.from_numpy(np.ascontiguousarray(out)), expected)
 
     for recipe in PRESETS:
         assert distance(recipe_attention(q, k, v, problem, recipe)[0]) < prefill.RELATIVE_L2_BOUND
@@ -117,7 +117,7 @@ def test_on_a_gpu_a_small_shape_is_checked_and_timed(gpu, monkeypatch, head_dim,
     shape = prefill.Shape(2, 3, 448, head_dim, causal)
     rows, implementations = prefill.time_shape(gpu, shape, prefill.RECIPES, rounds=1)
     ours = [f"{recipe}, {what}" for recipe in prefill.RECIPES for what in ("kernel alone", "end to end")]
-    assert [row.name for row in rows if row.name not in (prefill.FLASH, prefill.CUDNN)] == ours
+    assert [row.name for row in rows if row.name not in (compare.FLASH, compare.CUDNN)] == ours
     assert set(implementations) == set(prefill.RECIPES)
     assert all(0 < row.relative_l2 < prefill.RELATIVE_L2_BOUND for row in rows if row.name in ours)
     assert all(row.tflop_s > 0 for row in rows)

@@ -1,0 +1,336 @@
+"""``nbfmha bench decode``: one query token of each sequence on a paged NVFP4 KV cache, beside torch's FlashAttention and
+cuDNN on the same keys and values in bfloat16, in turn in one process.
+
+Rows are timed twice: as replays of a CUDA graph, in which calls follow one another without the host, and called from
+Python. Every call of a run reads another set of sequences, as a model's layers do, so that nothing is in L2 when it is
+read: sets until they exceed L2 four times. Bandwidth counts 4.5 bits for every element of K and V (16 for the peers) and
+nothing else; the ceiling is torch's copy of 1 GiB, bytes read plus bytes written, in the same rounds.
+
+The peers get contiguous K and V. FlashAttention runs twice: with torch's ``enable_gqa``, and with the heads that share K
+and V as so many queries of one head, which reads K and V once; the faster counts. Every output is compared with float32
+attention before anything is timed, head by head; memory that the kernels must write holds NaN before. The queries of the
+inputs look for one key among all: losing keys costs far more than the quantisation error that is allowed.
+
+Appending is timed by itself: a token to each of 64 sequences, mean of 16 in a row, since every 16th quantises a block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nbfmha.bench import measure
+from nbfmha.bench.compare import CUDNN, FLASH, PEER_BOUND, check_below, poisoned, runs_here, worst_head
+
+OURS, FLASH_PACKED = "nbfmha", f"{FLASH}, heads packed"
+COPY_BYTES = 1 << 30
+RELATIVE_L2_BOUND = 0.25
+"""Of each head against float32 attention. A head is one row here: most are at 0.1, the worst of thousands at 0.16; uniform
+weights at 0.8."""
+APPEND_SEQUENCES, APPEND_HEADS, APPEND_TOKENS = 64, 8, 16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One decode call: a query token for each of ``batch`` sequences of ``length`` tokens."""
+
+    batch: int
+    heads: int
+    heads_kv: int
+    length: int
+    head_dim: int
+
+    @property
+    def elements(self) -> int:
+        """Of K and V."""
+        return 2 * self.batch * self.heads_kv * self.length * self.head_dim
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        return f"{self.batch}, {self.heads}/{self.heads_kv}, {self.length}, {self.head_dim}"
+
+
+SHAPES = (
+    Shape(1, 32, 8, 32768, 128),
+    Shape(16, 32, 8, 8192, 128),
+    Shape(64, 32, 8, 4096, 128),
+    Shape(16, 64, 8, 16384, 128),
+    Shape(32, 32, 32, 4096, 128),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One timed run of a shape, and its worst head's distance from float32 attention."""
+
+    shape: Shape
+    name: str
+    graph_us: float
+    eager_us: float
+    bits: float
+    copy_tb_s: float
+    fastest_peer_us: float
+    """Of the peers' graph replays."""
+    relative_l2: float
+    host_us: float | None = None
+
+    @property
+    def tb_s(self) -> float:
+        return self.shape.elements * self.bits / 8 / self.graph_us / 1e6
+
+    @property
+    def share_of_copy(self) -> float:
+        return self.tb_s / self.copy_tb_s
+
+    @property
+    def times_peer(self) -> float:
+        """Speed as a multiple of the fastest peer's."""
+        return self.fastest_peer_us / self.graph_us
+
+
+@dataclass(frozen=True)
+class Append:
+    """Microseconds to append a token to each of 64 sequences: GPU time, mean of 16 in a row, and host time."""
+
+    gpu_us: float
+    host_us: float
+
+
+def main(json_path: Path | str | None = None) -> None:
+    """Check, time and print.
+
+    Raises ``RuntimeError`` without a GPU, or where torch has no FlashAttention for it or no implementation of ours runs on
+    it; ``AssertionError`` if a result is wrong.
+    """
+    torch = measure.require_gpu()
+    console = measure.console()
+    rows = [row for shape in SHAPES for row in time_shape(torch, shape)]
+    append = time_append(torch)
+    console.print(table(rows, append, measure.machine()["gpu"]))
+    derived = ("tb_s", "share_of_copy", "times_peer")
+    report = {
+        "machine": measure.machine(),
+        "relative_l2_bound": RELATIVE_L2_BOUND,
+        "rows": [asdict(row) | {name: getattr(row, name) for name in derived} for row in rows],
+        "append": asdict(append) | {"sequences": APPEND_SEQUENCES, "heads_kv": APPEND_HEADS, "head_dim": 128},
+    }
+    measure.write_json(json_path, report)
+
+
+def make_inputs(torch, shape: Shape, sets: int, device: str = "cuda", seed: int = 0) -> tuple[Any, Any, Any]:
+    """q (sets, batch, heads, head_dim), k and v (sets, batch, heads_kv, length, head_dim), bfloat16. Each query looks for
+    one key, which has about half of its weight; keys and values have a mean over the tokens, as a trained model's do."""
+    generator = torch.Generator(device).manual_seed(seed)
+    size = (sets, shape.batch, shape.heads_kv, shape.length, shape.head_dim)
+
+    def normal(*size: int):
+        return torch.randn(size, generator=generator, device=device)
+
+    # set by set: float32 of all would take twice what the benchmark itself takes
+    k, v = (torch.empty(size, dtype=torch.bfloat16, device=device) for _ in range(2))
+    q = torch.empty((sets, shape.batch, shape.heads, shape.head_dim), dtype=torch.bfloat16, device=device)
+    focus = (math.log(shape.length) + 1) / math.sqrt(shape.head_dim)
+    for i in range(sets):
+        key = normal(*size[1:])
+        group = (*size[1:3], shape.heads // shape.heads_kv)
+        sought = torch.randint(shape.length, group, generator=generator, device=device)
+        picked = key.gather(2, sought[..., None].expand(*sought.shape, shape.head_dim))
+        q[i] = (focus * picked + 0.3 * torch.randn(picked.shape, generator=generator, device=device)).flatten(1, 2)
+        k[i] = key + 2 * normal(*size[1:3], 1, shape.head_dim)
+        v[i] = normal(*size[1:]) + 0.5 * normal(*size[1:3], 1, shape.head_dim)
+    return q, k, v
+
+
+def make_cache(torch, k: Any, v: Any, chunk: int = 1024) -> tuple[Any, list[list[int]]]:
+    """A cache of all sequences (sets, batch, heads_kv, length, head_dim) and the ids of each set. The sequences grow in
+    turn, so that pages of one lie among those of the others."""
+    import nbfmha
+
+    sets, batch, heads_kv, length, head_dim = k.shape
+    kinds = {"num_heads_kv": heads_kv, "head_dim": head_dim}
+    sequences = sets * batch
+    cache = nbfmha.PagedKVCache(
+        like=k, pages=sequences * -(-length // 64), max_sequences=sequences, max_length=length, **kinds
+    )
+    ids = cache.allocate(sequences)
+    for first in range(0, length, chunk):
+        for i, sequence in enumerate(ids):
+            rows = [x[i // batch, i % batch, :, first : first + chunk].transpose(0, 1) for x in (k, v)]
+            cache.append(*rows, [sequence], [0, rows[0].shape[0]])
+    return cache, [ids[i * batch : (i + 1) * batch] for i in range(sets)]
+
+
+def sets_of(torch, shape: Shape) -> int:
+    """Sets of sequences whose NVFP4 exceeds L2 four times."""
+    l2 = torch.cuda.get_device_properties(0).L2_cache_size
+    return -(-4 * l2 // int(shape.elements * 4.5 / 8))
+
+
+def time_shape(torch, shape: Shape, *, rounds: int = 11) -> list[Row]:
+    """Check and time every run of a shape, all in turn."""
+    sets = sets_of(torch, shape)
+    runs, errors, host = check(torch, shape, sets)
+    graphs = {name: _graph(torch, run, sets) for name, run in runs.items()}
+    copy = _copy(torch)
+    repeats = max(1, math.ceil(10 / sets))
+    replays = {name: graph.replay for name, graph in graphs.items()}
+    graph_ms = measure.median_ms({**replays, "copy": copy}, rounds=rounds, repeats=repeats)
+    eager = {name: lambda run=run: [run(i) for i in range(sets)] for name, run in runs.items()}
+    eager_ms = measure.median_ms(eager, rounds=rounds, repeats=repeats)
+    copy_tb_s = 2 * COPY_BYTES / graph_ms["copy"] / 1e9
+    per_call = {name: 1e3 * graph_ms[name] / sets for name in runs}
+    fastest = min(us for name, us in per_call.items() if name != OURS)
+    rows = []
+    for name in runs:
+        bits, own_host = (4.5, host) if name == OURS else (16, None)
+        times = per_call[name], 1e3 * eager_ms[name] / sets
+        rows.append(Row(shape, name, *times, bits, copy_tb_s, fastest, errors[name], own_host))
+    return rows
+
+
+def check(torch, shape: Shape, sets: int) -> tuple[dict[str, Callable[[int], Any]], dict[str, float], float]:
+    """Name -> run of set i, every output of every set compared first; name -> relative L2 of the worst head; host
+    microseconds of one of our calls. ``AssertionError`` names what is wrong."""
+    import nbfmha
+
+    q, k, v = make_inputs(torch, shape, sets)
+    cache, ids = make_cache(torch, k, v)
+    slots = [cache.device_ids(own) for own in ids]
+    group = shape.heads // shape.heads_kv
+
+    def ours(i: int):
+        return nbfmha.decode(q[i].unsqueeze(1), cache, slots[i])
+
+    runs: dict[str, Callable[[int], Any]] = {OURS: ours, **_peers(torch, q, k, v, group)}
+    expected = [_expected(torch, q[i], k[i], v[i]) for i in range(sets)]
+    errors = {}
+    with poisoned(torch):
+        for name, run in runs.items():
+            bound = RELATIVE_L2_BOUND if name == OURS else PEER_BOUND
+            found = [run(i).reshape(shape.batch, shape.heads, 1, shape.head_dim) for i in range(sets)]
+            errors[name] = max(worst_head(torch, out, own) for out, own in zip(found, expected, strict=True))
+            check_below(errors[name], bound, f"{name}, batch, heads, length, head_dim = {shape.title}")
+    return runs, errors, measure.host_us(lambda: ours(0), launches=50, rounds=15)
+
+
+def _expected(torch, q, k, v):
+    """(batch, heads, 1, head_dim), float32 attention of one set, sequence by sequence."""
+    out = []
+    for own_q, own_k, own_v in zip(q, k, v, strict=True):
+        grouped = own_q.float().reshape(own_k.shape[0], -1, own_k.shape[2])
+        weights = torch.softmax(grouped @ own_k.float().mT / math.sqrt(own_k.shape[2]), dim=-1)
+        out.append((weights @ own_v.float()).flatten(0, 1))
+    return torch.stack(out).unsqueeze(2)
+
+
+def _peers(torch, q, k, v, group: int) -> dict[str, Callable[[int], Any]]:
+    """What torch has for this GPU: FlashAttention in both forms, cuDNN."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def plain(backend):
+        def run(i: int):
+            with sdpa_kernel(backend):
+                return sdpa(q[i].unsqueeze(2), k[i], v[i], enable_gqa=group > 1)
+
+        return run
+
+    def packed(i: int):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return sdpa(q[i].unflatten(1, (-1, group)), k[i], v[i])
+
+    peers = {FLASH: plain(SDPBackend.FLASH_ATTENTION)}
+    if group > 1:
+        peers[FLASH_PACKED] = packed
+    cudnn = plain(SDPBackend.CUDNN_ATTENTION)
+    if runs_here(lambda: cudnn(0)):
+        peers[CUDNN] = cudnn
+    return peers
+
+
+def _graph(torch, run: Callable[[int], Any], sets: int):
+    """A CUDA graph of one call a set. Its outputs are its own: they are not read."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for i in range(sets):
+            run(i)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(sets):
+            run(i)
+    return graph
+
+
+def _copy(torch) -> Callable[[], Any]:
+    """torch's copy of 1 GiB, the ceiling."""
+    source = torch.randint(-128, 128, (COPY_BYTES,), dtype=torch.int8, device="cuda")
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
+def time_append(torch, *, rounds: int = 11) -> Append:
+    """A token to each of 64 sequences of 1008 tokens and more: a graph of 16 appends."""
+    import nbfmha
+
+    generator = torch.Generator("cuda").manual_seed(1)
+    size = (APPEND_SEQUENCES, APPEND_HEADS, 128)
+    steps = APPEND_TOKENS * (rounds + 2) + 400
+    k, v = (torch.randn(size, generator=generator, device="cuda").bfloat16() for _ in range(2))
+    cache = nbfmha.PagedKVCache(
+        like=k, pages=APPEND_SEQUENCES * -(-(1008 + steps) // 64), num_heads_kv=APPEND_HEADS, head_dim=128,
+        max_sequences=APPEND_SEQUENCES, max_length=1008 + steps,
+    )  # fmt: skip
+    ids = cache.allocate(APPEND_SEQUENCES)
+    chunk = torch.randn((1008, APPEND_HEADS, 128), generator=generator, device="cuda").bfloat16()
+    for sequence in ids:
+        cache.append(chunk, chunk, [sequence], [0, 1008])
+    cache.reserve(ids, steps)
+    host = measure.host_us(lambda: cache.append(k, v, ids), launches=20, rounds=5)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(APPEND_TOKENS):
+            cache.append(k, v, ids)
+
+    def replay() -> None:
+        graph.replay()
+        cache.advance(ids, APPEND_TOKENS)
+
+    times = measure.median_ms({"append": replay}, rounds=rounds, repeats=1)
+    return Append(1e3 * times["append"] / APPEND_TOKENS, host)
+
+
+def table(rows: list[Row], append: Append, gpu: str):
+    """Sections a shape, a line a run."""
+    from rich.table import Table
+
+    copies = [row.copy_tb_s for row in rows]
+    title = f"decode, one query token, bf16, on {gpu}; copy {min(copies):.2f} to {max(copies):.2f} TB/s\n"
+    title += f"append a token to {APPEND_SEQUENCES} sequences ({APPEND_HEADS} heads, 128): "
+    title += f"{append.gpu_us:.1f} us, host {append.host_us:.1f}"
+    result = Table(title=title)
+    for heading in ("batch, heads, length, head_dim", "", "us", "eager", "host", "TB/s", "of copy", "x peer", "rel. L2"):
+        result.add_column(heading, justify="left" if heading in ("", "batch, heads, length, head_dim") else "right")
+    previous = None
+    for row in rows:
+        if row.shape != previous:
+            result.add_section()
+        result.add_row(
+            row.shape.title if row.shape != previous else "",
+            row.name,
+            f"{row.graph_us:.1f}",
+            f"{row.eager_us:.1f}",
+            "-" if row.host_us is None else f"{row.host_us:.1f}",
+            f"{row.tb_s:.2f}",
+            f"{row.share_of_copy:.0%}",
+            f"{row.times_peer:.2f}",
+            f"{row.relative_l2:.4f}",
+        )
+        previous = row.shape
+    return result
