@@ -8,7 +8,7 @@ nothing else; the ceiling is torch's copy of 1 GiB, bytes read plus bytes writte
 
 The peers get contiguous K and V. FlashAttention runs twice: with torch's ``enable_gqa``, and with the heads that share K
 and V as so many queries of one head, which reads K and V once; the faster counts. Every output is compared with float32
-attention before anything is timed, head by head; memory that the kernels must write holds NaN before. The queries of the
+attention before anything is timed, head by head; memory that ours must write holds NaN before. The queries of the
 inputs look for one key among all: losing keys costs far more than the quantisation error that is allowed.
 
 Appending is timed by itself: a token to each of 64 sequences, mean of 16 in a row, since every 16th quantises a block.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -208,12 +209,12 @@ def check(torch, shape: Shape, sets: int) -> tuple[dict[str, Callable[[int], Any
     runs: dict[str, Callable[[int], Any]] = {OURS: ours, **_peers(torch, q, k, v, group)}
     expected = [_expected(torch, q[i], k[i], v[i]) for i in range(sets)]
     errors = {}
-    with poisoned(torch):
-        for name, run in runs.items():
-            bound = RELATIVE_L2_BOUND if name == OURS else PEER_BOUND
+    for name, run in runs.items():
+        bound = RELATIVE_L2_BOUND if name == OURS else PEER_BOUND
+        with poisoned(torch) if name == OURS else nullcontext():  # under which torch refuses cuDNN
             found = [run(i).reshape(shape.batch, shape.heads, 1, shape.head_dim) for i in range(sets)]
-            errors[name] = max(worst_head(torch, out, own) for out, own in zip(found, expected, strict=True))
-            check_below(errors[name], bound, f"{name}, batch, heads, length, head_dim = {shape.title}")
+        errors[name] = max(worst_head(torch, out, own) for out, own in zip(found, expected, strict=True))
+        check_below(errors[name], bound, f"{name}, batch, heads, length, head_dim = {shape.title}")
     return runs, errors, measure.host_us(lambda: ours(0), launches=50, rounds=15)
 
 
