@@ -102,7 +102,10 @@ def decode(
     name = _implementation(impl, layout, problem.seqlen_q * problem.qhead_per_kvhead, place)
     if num_splits is not None and (type(num_splits) is not int or not 1 <= num_splits <= 65535):
         raise ValueError(message("num_splits", "an integer in [1, 65535] or None", repr(num_splits)))
-    splits = kernels.choose_splits(layout, problem, max_length, _multiprocessors(place), num_splits)
+    splits = kernels.choose_splits(
+        layout, problem, max_length, num_splits, implementation=name, target=place.target,
+        multiprocessors=_multiprocessors(place),
+    )  # fmt: skip
     if splits.ctas * splits.num_splits > 2**31 - 1:
         raise ValueError(message("q", "small enough for 2^31 - 1 CTAs", splits.ctas * splits.num_splits, "split the batch"))
     if seq_ids is not None:

@@ -2,25 +2,29 @@
 
     S = softmax_scale (Q K^T + q . km),  O = softmax(S) V,  LSE = log sum exp(S)
 
-CTA: one sequence, one head of K and V, one split, one tile of 16 or 32 rows; a row is one query token of one of the heads
-that share K and V (:mod:`decode_query`). Every warp has all rows and tiles of 64 tokens of its own, so that each element
-of the cache is read and widened once a row tile; the warps' results meet in shared memory at the end. With more than one
+CTA: one sequence, one head of K and V, one split, and 8, 16 or 32 rows; a row is one query token of one of the heads that
+share K and V (:mod:`decode_query`). Every warp has all rows and tiles of 64 tokens of its own, so that each element of the
+cache is read and widened once for these rows; the warps' results meet in shared memory at the end. With more than one
 split each writes its (out, LSE) in f32 and :mod:`combine` merges them; a split without tokens writes an LSE of -inf.
 
 ==============  ====================================================================================================
-NVFP4 tile      ``cp.async`` to stages of each warp, the next ones while one is computed; Q K^T by f16 MMAs of widened
-                codes (``dequant``) or by the block-scale MMA with Q quantised here (``blockscale``); P V by f16 MMAs of
-                widened codes: :mod:`tile_paged`. Tokens [sink_tokens, quantized_tokens)
-16-bit tile     sinks and ring, by MMAs in the call's format (:mod:`decode_parts`), all in one split: that in which the
-                NVFP4 tiles end, or the one after, since they weigh ``SIXTEEN_WEIGHT`` NVFP4 tiles each
+NVFP4 tile      ``cp.async`` by each warp to one place for K and one for V: K of its next tile comes while V is computed
+                with, V while K is (:mod:`tile_paged`). Q K^T by f16 MMAs of widened codes (``dequant``) or by the
+                block-scale MMA with Q quantised here (``blockscale``); V^T P^T by f16 MMAs of widened codes
+                (:mod:`paged_products`). Tokens [sink_tokens, quantized_tokens)
+16-bit tile     32 tokens of sinks or ring, by MMAs in the call's format (:mod:`decode_parts`), all in one split: that in
+                which the NVFP4 tiles end, or the one after, since they weigh ``SIXTEEN_WEIGHT`` NVFP4 tiles each
 scores          of NVFP4 tiles without q . km, which all tokens of a row share; 16-bit tiles start from -q . km; the LSE,
                 and the argument of a softcap, get it back
 ==============  ====================================================================================================
 
 Lengths, tables and slots are read here, on the device, which divides each sequence: a launch depends on them through the
 number of splits alone, and a sequence longer than the host thought makes its splits longer. smem, dynamic: Q as it came, Q
-in f16 and the order of the codes (or its codes), q . km, the stages of the warps. ``dequant`` needs sm_80, ``blockscale``
+in f16 and the order of the codes (or its codes), q . km, K and V of each warp. ``dequant`` needs sm_80, ``blockscale``
 sm_120a. head_dim 64, 128, 256.
+
+Few rows leave the registers to sixteen warps an SM, whose loads and whose dependent instructions hide each other's waits;
+one place for K and one for V a warp is then enough to have 70 KiB of an SM on their way at any time.
 """
 
 from __future__ import annotations
@@ -31,10 +35,12 @@ from typing import Any
 
 from nbfmha import gpu_arrays
 from nbfmha.kernels.combine import combine
-from nbfmha.kernels.decode_parts import LOG2E, result_pitch
-from nbfmha.kernels.decode_query import MMA_M
+from nbfmha.kernels.decode_parts import LOG2E, SIXTEEN_TILE
+from nbfmha.kernels.decode_query import Q_TILE
+from nbfmha.kernels.out_columns import m_tiles_of, result_pitch, sides_of
+from nbfmha.kernels.paged_products import UNIT, words_of_lane
 from nbfmha.kernels.tile_16bit import row_pitch
-from nbfmha.kernels.tile_paged import UNIT, PagedStage, words_of_lane
+from nbfmha.kernels.tile_paged import PagedStage
 from nbfmha.kv_layout import BLOCK, HEAD_DIMS, CacheArrays, CacheLayout
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N
@@ -42,12 +48,11 @@ from ptx_inline.isa.shared_memory import shared_limit
 from ptx_inline.toolchain import Kernel, Target
 
 IMPLEMENTATIONS = ("blockscale", "dequant")
-WARPS = {64: 4, 128: 4, 256: 2}
-"""Of a CTA, by head_dim: as many as the 99 KiB of most GPUs hold the stages of."""
-STAGES = {64: 3, 128: 2, 256: 2}
-"""Tiles that a warp has in shared memory: one, and those that are on their way."""
-SIXTEEN_WEIGHT = 4
-"""NVFP4 tiles that a tile of 64 tokens in 16 bits counts as, by its bytes: 16 / 4.5."""
+WARPS = 4
+RESIDENT = {(64, 1): 4, (64, 2): 4, (64, 4): 3, (128, 1): 4, (128, 2): 3, (128, 4): 2, (256, 1): 2, (256, 2): 2}
+"""CTAs whose registers an SM holds at once, by head_dim and query tiles: 4 leave 128 registers a thread, 3 168, 2 255."""
+SIXTEEN_WEIGHT = 2
+"""NVFP4 tiles that a tile in 16 bits, of half as many tokens, counts as, by its bytes: 8 / 4.5."""
 MAX_QUERIES = 16
 NO_LIMIT = 1 << 30  # of a window's side
 
@@ -72,35 +77,41 @@ class ContiguousLayout:
         return length
 
 
-def m_tiles_of(head_dim: int, rows: int) -> int:
-    """Tiles of 16 rows that a CTA has, for so many rows of a head of K and V: two halve the work for each element of the
-    cache; with head_dim 256 they do not fit the registers."""
-    return 2 if rows > MMA_M and head_dim <= 128 else 1
+def q_tiles_of(head_dim: int, rows: int) -> int:
+    """Tiles of 8 rows that a CTA has, for so many rows of a head of K and V: more of them share the work for each element
+    of the cache, as far as their accumulators fit the registers."""
+    most = 4 if head_dim <= 128 else 2
+    return next((tiles for tiles in (1, 2) if rows <= Q_TILE * tiles), most)
 
 
-def _stage(implementation: str, head_dim: int, m_tiles: int) -> PagedStage:
-    return PagedStage(head_dim, words_of_lane(head_dim, m_tiles) if implementation == "dequant" else 0)
+def row_tiles_of(head_dim: int, rows: int) -> int:
+    """CTAs that share so many rows."""
+    return -(-rows // (Q_TILE * q_tiles_of(head_dim, rows)))
 
 
-def _q_bytes(implementation: str, head_dim: int, m_tiles: int) -> tuple[int, int]:
+def _stage(implementation: str, head_dim: int, q_tiles: int) -> PagedStage:
+    return PagedStage(head_dim, words_of_lane(head_dim, q_tiles) if implementation == "dequant" else 0)
+
+
+def _q_bytes(implementation: str, head_dim: int, q_tiles: int) -> tuple[int, int]:
     """Of Q as it came, and of Q for the NVFP4 tiles."""
-    rows = MMA_M * m_tiles
+    rows = Q_TILE * q_tiles
     codes = rows * (head_dim // 2 + head_dim // BLOCK)
     return rows * row_pitch(head_dim), rows * row_pitch(head_dim) if implementation == "dequant" else codes
 
 
-def _warp_bytes(implementation: str, head_dim: int, m_tiles: int) -> int:
-    stages = STAGES[head_dim] * _stage(implementation, head_dim, m_tiles).bytes
-    return max(stages, TILE_N * row_pitch(head_dim), MMA_M * m_tiles * result_pitch(head_dim))
+def _warp_bytes(implementation: str, head_dim: int, q_tiles: int) -> int:
+    stage = _stage(implementation, head_dim, q_tiles).bytes
+    return max(stage, SIXTEEN_TILE * row_pitch(head_dim), Q_TILE * q_tiles * result_pitch(head_dim))
 
 
-def shared_bytes(implementation: str, head_dim: int, m_tiles: int) -> int:
+def shared_bytes(implementation: str, head_dim: int, q_tiles: int) -> int:
     """Dynamic shared memory of a CTA, in bytes."""
-    fixed = sum(_q_bytes(implementation, head_dim, m_tiles)) + 4 * MMA_M * m_tiles
-    return fixed + WARPS[head_dim] * _warp_bytes(implementation, head_dim, m_tiles)
+    fixed = sum(_q_bytes(implementation, head_dim, q_tiles)) + 4 * Q_TILE * q_tiles
+    return fixed + WARPS * _warp_bytes(implementation, head_dim, q_tiles)
 
 
-def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, general: bool, whole: bool):
+def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, whole: bool):
     """Kernel ``decode(out, ...)``: arguments as ``SIGNATURE`` lists them.
 
     general: scores need more than one positive factor (softcap, or softmax_scale <= 0). whole: pages of whole tiles.
@@ -109,38 +120,38 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
     from numba import cuda
     from numba.core import types
 
-    from nbfmha.kernels import decode_parts, decode_query, softmax, tile_16bit, tile_paged
+    from nbfmha.kernels import decode_parts, decode_query, out_columns, paged_products, softmax, tile_paged
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
-    load_shared, float_of = dev.ld_shared_u32, dev.mov_f32_b32
-    wait = {2: dev.cp_async_wait_group_1, 3: dev.cp_async_wait_group_2}[STAGES[head_dim]]
-    blockscale = implementation == "blockscale"
-    warps, stages, stage_of = WARPS[head_dim], STAGES[head_dim], _stage(implementation, head_dim, m_tiles)
-    threads, stage_bytes = 32 * warps, stage_of.bytes
-    cta_rows, o_tiles, n_tiles, k_steps = MMA_M * m_tiles, head_dim // 8, TILE_N // 8, head_dim // 64
-    plain_bytes, quantised_bytes = _q_bytes(implementation, head_dim, m_tiles)
-    warp_bytes, stats_bytes = _warp_bytes(implementation, head_dim, m_tiles), 8 * cta_rows
+    wait_but_newest, load_shared, float_of = dev.cp_async_wait_group_1, dev.ld_shared_u32, dev.mov_f32_b32
+    blockscale, stage_of = implementation == "blockscale", _stage(implementation, head_dim, q_tiles)
+    warps, threads, m_tiles, sides = WARPS, 32 * WARPS, m_tiles_of(q_tiles), sides_of(q_tiles)
+    cta_rows, c_tiles, n_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 8, head_dim // 64
+    plain_bytes, quantised_bytes = _q_bytes(implementation, head_dim, q_tiles)
+    warp_bytes, stats_bytes = _warp_bytes(implementation, head_dim, q_tiles), 8 * cta_rows
     chunks, codes_bytes = head_dim // 4, cta_rows * head_dim // 2
     scale_words, pv_steps = (k_steps + 1) // 2, TILE_N // 16
     k_unit = 1.0 if blockscale else UNIT
 
     make = functools.cache(lambda factory, *constants: factory(*constants))
-    load_queries = decode_query.make_load_queries(head_dim, dtype, m_tiles, threads, not blockscale)
-    load_tile = tile_paged.make_load_tile(stage_of, whole)
-    pack = make(tile_16bit.make_pack, "float16", m_tiles)
-    pv, mask = tile_paged.make_pv(stage_of, m_tiles), softmax.make_mask_ranges("widened")
-    general_scores, step = make(softmax.make_general_scores), make(softmax.make_step, o_tiles, 0.0)
-    run_sixteen = decode_parts.make_run_sixteen(make, head_dim, dtype, m_tiles, general)
-    store_result = decode_parts.make_store_result(head_dim, m_tiles)
+    load_queries = decode_query.make_load_queries(head_dim, dtype, q_tiles, threads, not blockscale)
+    (load_k, load_v), find_page = tile_paged.make_load_tile(stage_of, whole), tile_paged.make_find_page()
+    pack = make(out_columns.make_pack_columns, "float16", q_tiles, n_tiles)
+    pv, mask = paged_products.make_pv(stage_of, q_tiles), softmax.make_mask_ranges("widened", sides, n_tiles)
+    general_scores = make(softmax.make_general_scores, sides, n_tiles)
+    weights = make(softmax.make_weights, sides, n_tiles, 0.0)
+    rescale = make(out_columns.make_rescale_columns, head_dim, q_tiles)
+    run_sixteen = decode_parts.make_run_sixteen(make, head_dim, dtype, q_tiles, general)
+    store_result = out_columns.make_store_result(head_dim, q_tiles)
     merge_warps = decode_parts.make_merge_warps(head_dim, dtype, warps)
 
     # Q K^T of a tile, and Q as it reads it. Numba types every branch, so each implementation is its functions
     if blockscale:
-        quantize_queries, load_fragments = decode_query.make_quantize_queries(head_dim, dtype, m_tiles, threads)
-        qk_codes = tile_paged.make_qk_codes(stage_of, m_tiles)
+        quantize_queries, load_fragments = decode_query.make_quantize_queries(head_dim, dtype, q_tiles, threads)
+        qk_codes = paged_products.make_qk_codes(stage_of, q_tiles)
 
         @cuda.jit(device=True, forceinline=True)
         def prepare_q(a, sfa, plain, own_q, thread):
@@ -153,7 +164,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
             qk_codes(acc_s, a, sfa, stage, lane)
 
     else:
-        qk_widened = tile_paged.make_qk_widened(stage_of, m_tiles)
+        qk_widened = paged_products.make_qk_widened(stage_of, q_tiles)
 
         @cuda.jit(device=True, forceinline=True)
         def prepare_q(a, sfa, plain, own_q, thread):
@@ -177,24 +188,26 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def compute_tile(
-        acc_o, row_max, row_sum, acc_s, p, a, sfa, own_q, stage, first_n, full_low, full_high, begin, stop, low, high,
-        shifted, scale, softmax_scale, cap, lane,
-    ):  # fmt: skip
-        thread_in_group = i32(lane & i32(3))
+    def compute_scores(acc_s, a, sfa, own_q, stage, lane):
         for m in unroll(m_tiles):
             for t in unroll(n_tiles):
                 clear(acc_s[m, t])
         scores(acc_s, a, sfa, own_q, stage, lane)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def compute_weights(
+        acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, low, high, shifted, scale, softmax_scale, cap, lane
+    ):  # fmt: skip
+        factor = cuda.local.array(2, f32)
         for m in unroll(m_tiles):
             if general:
                 general_scores(acc_s[m], shifted[m], softmax_scale, cap)
             if first_n < full_low or i32(first_n + i32(TILE_N)) > full_high:
-                mask(acc_s[m], low[m], high[m], first_n, thread_in_group)
-            step(acc_s[m], acc_o[m], row_max[m], row_sum[m], scale)
+                mask(acc_s[m], low[m], high[m], first_n, i32(lane & i32(3)))
+            weights(acc_s[m], row_max[m], row_sum[m], factor, scale)
+            rescale(acc_o, u32(m), factor, lane)
         pack(p, acc_s)
-        block = i32(first_n + i32(BLOCK) * thread_in_group)
-        pv(acc_o, p, stage, block >= begin and block < stop, lane)
 
     @unrolled
     def decode(
@@ -211,7 +224,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
         thread = i32(cuda.threadIdx.x)
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         group_id = i32(lane >> i32(2))
-        stage_first = pool + u32(warp_bytes) * u32(warp)
+        stage = pool + u32(warp_bytes) * u32(warp)
 
         cta = u32(cuda.blockIdx.x)
         split, rest = i32(cta % u32(num_splits)), cta // u32(num_splits)
@@ -238,9 +251,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
         tiles = i32(max(stop - max(begin, sink_tokens), i32(0)))
         tiles = i32((stop - begin + i32(TILE_N - 1)) >> i32(6)) if tiles > i32(0) else i32(0)
         sink_stop = i32(min(sink_tokens, length))
-        sink_tiles = i32((sink_stop + i32(TILE_N - 1)) >> i32(6)) if seen_from < sink_stop else i32(0)
+        sink_tiles = i32(u32(sink_stop + i32(SIXTEEN_TILE - 1)) // u32(SIXTEEN_TILE)) if seen_from < sink_stop else i32(0)
         ring_first = i32(max(max(stop, sink_stop), seen_from))
-        ring_tiles = i32((max(length - ring_first, i32(0)) + i32(TILE_N - 1)) >> i32(6))
+        ring_tiles = i32(u32(max(length - ring_first, i32(0)) + i32(SIXTEEN_TILE - 1)) // u32(SIXTEEN_TILE))
         weight = i32(i32(SIXTEEN_WEIGHT) * (sink_tiles + ring_tiles))
         share = i32(max(split_tiles, i32(u32(tiles + weight + num_splits - i32(1)) // u32(num_splits))))
         own_from = i32(min(split * share, tiles))
@@ -256,15 +269,22 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
                 part_lse[i64(split) * all_rows + at] = f32(-np.inf)
             return
 
-        # the first tiles come while Q is prepared
+        # the first tile comes while Q is prepared
         tile = i32(own_from + warp)
-        for s in unroll(stages - 1):
-            ahead = i32(tile + i32(warps * s))
-            if ahead < own_to:
-                load_tile(
-                    stage_first + u32(stage_bytes * s), k_codes, k_scales, v_codes, v_scales, tables, table_at, kv_head,
-                    num_heads_kv, page_size, i32(begin + ahead * i32(TILE_N)), stop, lane,
-                )  # fmt: skip
+        page, place = i32(0), i32(0)
+        if tile < own_to:
+            first_n = i32(begin + tile * i32(TILE_N))
+            if whole:
+                page, place = find_page(tables, table_at, page_size, first_n)
+            load_k(
+                stage, k_codes, k_scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, first_n, stop,
+                lane,
+            )  # fmt: skip
+            commit()
+            load_v(
+                stage, v_codes, v_scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, first_n, stop,
+                lane,
+            )  # fmt: skip
             commit()
         load_queries(
             plain, own_q, shifts, q, k_mean, paged, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len,
@@ -275,18 +295,19 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
         cuda.syncthreads()
         prepare_q(a, sfa, plain, own_q, thread)
 
-        acc_o = cuda.local.array((m_tiles, o_tiles, 4), f32)
+        acc_o = cuda.local.array((c_tiles, q_tiles, 4), f32)
         acc_s = cuda.local.array((m_tiles, n_tiles, 4), f32)
-        p = cuda.local.array((m_tiles, pv_steps, 4), u32)
+        p = cuda.local.array((q_tiles, pv_steps, 2), u32)
         row_max = cuda.local.array((m_tiles, 2), f32)
         row_sum = cuda.local.array((m_tiles, 2), f32)
         low = cuda.local.array((m_tiles, 2), i32)
         high = cuda.local.array((m_tiles, 2), i32)
         shifted = cuda.local.array((m_tiles, 2), f32)
+        for c in unroll(c_tiles):
+            for i in unroll(q_tiles):
+                clear(acc_o[c, i])
         for m in unroll(m_tiles):
-            for t in unroll(o_tiles):
-                clear(acc_o[m, t])
-            for side in unroll(2):
+            for side in unroll(sides):
                 row_max[m, side] = f32(softmax.LOWEST)
                 row_sum[m, side] = f32(0)
                 row = i32(group_id + i32(16 * m + 8 * side))
@@ -299,37 +320,52 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
         full_low = i32(max(length - i32(1) - window_left, sink_tokens))
         full_high = i32(min(first_position + i32(1), stop))
 
-        stage, before = stage_first, stage_first + u32(stage_bytes * (stages - 1))
+        ahead = i32(tile + i32(warps))
+        if whole and ahead < own_to:
+            page, place = find_page(tables, table_at, page_size, i32(begin + ahead * i32(TILE_N)))
         while tile < own_to:
-            cuda.syncwarp()  # nobody reads the tile before any more
-            ahead = i32(tile + i32(warps * (stages - 1)))
+            first_n = i32(begin + tile * i32(TILE_N))
+            ahead = i32(tile + i32(warps))
+            next_n = i32(begin + ahead * i32(TILE_N))
+            wait_but_newest()  # K is there
+            cuda.syncwarp()
+            compute_scores(acc_s, a, sfa, own_q, stage, lane)
+            cuda.syncwarp()  # nobody reads K any more
             if ahead < own_to:
-                load_tile(
-                    before, k_codes, k_scales, v_codes, v_scales, tables, table_at, kv_head, num_heads_kv, page_size,
-                    i32(begin + ahead * i32(TILE_N)), stop, lane,
+                load_k(
+                    stage, k_codes, k_scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, next_n, stop,
+                    lane,
                 )  # fmt: skip
             commit()
-            wait()
-            cuda.syncwarp()
-            compute_tile(
-                acc_o, row_max, row_sum, acc_s, p, a, sfa, own_q, stage, i32(begin + tile * i32(TILE_N)), full_low,
-                full_high, sink_tokens, stop, low, high, shifted, scale, softmax_scale * f32(k_unit), cap, lane,
+            compute_weights(
+                acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, low, high, shifted, scale,
+                softmax_scale * f32(k_unit), cap, lane,
             )  # fmt: skip
-            before = stage
-            stage += u32(stage_bytes)
-            if stage == stage_first + u32(stage_bytes * stages):
-                stage = stage_first
-            tile = i32(tile + i32(warps))
-        for m in unroll(m_tiles):
-            for t in unroll(o_tiles):
-                enlarge(acc_o[m, t])
+            wait_but_newest()  # V is there
+            cuda.syncwarp()
+            block = i32(first_n + i32(BLOCK) * i32(lane & i32(3)))
+            pv(acc_o, p, stage, block >= sink_tokens and block < stop, lane)
+            cuda.syncwarp()
+            if ahead < own_to:
+                load_v(
+                    stage, v_codes, v_scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, next_n, stop,
+                    lane,
+                )  # fmt: skip
+            commit()
+            tile = ahead
+            if whole and i32(ahead + i32(warps)) < own_to:  # looked up a tile ahead: the load then waits for nothing
+                page, place = find_page(tables, table_at, page_size, i32(next_n + i32(TILE_N * warps)))
+        for c in unroll(c_tiles):
+            for i in unroll(q_tiles):
+                enlarge(acc_o[c, i])
 
         scale = f32(1) if general else softmax_scale * f32(LOG2E)
         tile = i32(warp)
         while tile < sixteen_tiles:
             is_sink = tile < sink_tiles
-            first_n = i32(tile * i32(TILE_N)) if is_sink else i32(ring_first + (tile - sink_tiles) * i32(TILE_N))
-            run_stop = sink_stop if is_sink else length
+            first_n, run_stop = i32(tile * i32(SIXTEEN_TILE)), sink_stop
+            if not is_sink:
+                first_n, run_stop = i32(ring_first + (tile - sink_tiles) * i32(SIXTEEN_TILE)), length
             ring = i32(recent_tokens + i32(BLOCK))
             place = i32(u32(first_n) % u32(ring))
             if is_sink:
@@ -337,21 +373,21 @@ def make_decode(implementation: str, head_dim: int, dtype: str, m_tiles: int, ge
                 place = first_n
             base = (i64(slot) * i64(num_heads_kv) + i64(kv_head)) * i64(ring) * i64(head_dim)
             for m in unroll(m_tiles):
-                for side in unroll(2):
+                for side in unroll(sides):
                     row = i32(group_id + i32(16 * m + 8 * side))
                     own = i32(position + i32(u32(first_row + row) // u32(group)))
                     low[m, side] = i32(max(own - window_left, i32(0)))
                     high[m, side] = i32(min(own + i32(1), run_stop))
                     shifted[m, side] = float_of(load_shared(shifts + u32(4) * u32(row)))
             run_sixteen(
-                acc_o, row_max, row_sum, acc_s, p, plain, stage_first, k_sinks if is_sink else k_recent,
-                v_sinks if is_sink else v_recent, base, ring, place, first_n, i32(min(run_stop - first_n, i32(TILE_N))),
-                low, high, shifted, scale, softmax_scale, cap, lane,
+                acc_o, row_max, row_sum, acc_s, p, plain, stage, k_sinks if is_sink else k_recent,
+                v_sinks if is_sink else v_recent, base, ring, place, first_n,
+                i32(min(run_stop - first_n, i32(SIXTEEN_TILE))), low, high, shifted, scale, softmax_scale, cap, lane,
             )  # fmt: skip
             tile = i32(tile + i32(warps))
 
         cuda.syncthreads()  # the results take the place of Q and of the tiles
-        store_result(stage_first, stats + u32(stats_bytes) * u32(warp), acc_o, row_max, row_sum, lane)
+        store_result(stage, stats + u32(stats_bytes) * u32(warp), acc_o, row_max, row_sum, lane)
         cuda.syncthreads()
         for i in range(thread, cta_rows * chunks, threads):
             row, chunk = i32(u32(i) // u32(chunks)), i32(u32(i) % u32(chunks))
@@ -388,14 +424,14 @@ SIGNATURE = (
 
 @functools.cache
 def decode_kernel(
-    implementation: str, head_dim: int, dtype: str = "float16", m_tiles: int = 1, general: bool = False, whole: bool = True
+    implementation: str, head_dim: int, dtype: str = "float16", q_tiles: int = 1, general: bool = False, whole: bool = True
 ) -> Kernel:
     """The kernel for these constants, see ``make_decode``."""
     constants = {
-        "implementation": implementation, "head_dim": head_dim, "dtype": dtype, "m_tiles": m_tiles, "general": general,
+        "implementation": implementation, "head_dim": head_dim, "dtype": dtype, "q_tiles": q_tiles, "general": general,
         "whole": whole,
     }  # fmt: skip
-    return Kernel(make_decode, SIGNATURE, constants, launch_bounds=(32 * WARPS[head_dim],))
+    return Kernel(make_decode, SIGNATURE, constants, launch_bounds=(32 * WARPS, RESIDENT[head_dim, q_tiles]))
 
 
 def why_not(layout: CacheLayout | ContiguousLayout, rows: int, implementation: str, target: Target) -> str | None:
@@ -404,7 +440,7 @@ def why_not(layout: CacheLayout | ContiguousLayout, rows: int, implementation: s
         return f"the block-scale MMA needs sm_120a or sm_121a, this is {target}"
     if layout.head_dim not in HEAD_DIMS:
         return f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))}, got {layout.head_dim}"
-    needed = shared_bytes(implementation, layout.head_dim, m_tiles_of(layout.head_dim, rows))
+    needed = shared_bytes(implementation, layout.head_dim, q_tiles_of(layout.head_dim, rows))
     if needed > shared_limit(target.name):
         return f"needs {needed} bytes of shared memory a CTA, {target} has {shared_limit(target.name)}"
     return None
@@ -423,25 +459,38 @@ def choose_splits(
     layout: CacheLayout | ContiguousLayout,
     problem: Problem,
     max_length: int,
-    multiprocessors: int,
     num_splits: int | None,
+    *,
+    implementation: str,
+    target: Target,
+    multiprocessors: int,
 ) -> Splits:
-    """Splits that fill the GPU about twice, for sequences of up to ``max_length`` tokens; each has two tiles a warp at
-    least, which is what writing and merging its results is worth. ``num_splits``: as many, if it is given. Every sequence
-    is divided by its own length, so that a ``max_length`` far above it costs splits without tokens, no more."""
-    rows = problem.seqlen_q * problem.qhead_per_kvhead
-    row_tiles = -(-rows // (MMA_M * m_tiles_of(layout.head_dim, rows)))
-    ctas = problem.batch * problem.num_heads_kv * row_tiles
+    """The fewest splits with which the GPU is about as full as it can be, in whole waves of CTAs, for sequences of up to
+    ``max_length`` tokens; each has two tiles a warp at least, which is what writing and merging its results is worth.
+    ``num_splits``: as many, if it is given. Every sequence is divided by its own length, so that a ``max_length`` far above
+    it costs splits without tokens, no more."""
+    head_dim, rows = layout.head_dim, problem.seqlen_q * problem.qhead_per_kvhead
+    q_tiles = q_tiles_of(head_dim, rows)
+    ctas = problem.batch * problem.num_heads_kv * row_tiles_of(head_dim, rows)
     left, _ = problem.bounds
     quantised = layout.quantized_tokens(max_length)
     if left is not None:
         quantised = min(quantised, left + problem.seqlen_q + TILE_N)
-    sixteen = -(-layout.sink_tokens // TILE_N) + -(-layout.ring_tokens // TILE_N)
+    sixteen = -(-layout.sink_tokens // SIXTEEN_TILE) + -(-layout.ring_tokens // SIXTEEN_TILE)
     work = -(-quantised // TILE_N) + SIXTEEN_WEIGHT * sixteen
-    if num_splits is not None:
-        return Splits(ctas, num_splits, 1)
-    least = 2 * WARPS[layout.head_dim]
-    return Splits(ctas, max(1, min(2 * multiprocessors // max(ctas, 1), work // least)), least)
+    if num_splits is not None or not ctas:
+        return Splits(ctas, num_splits or 1, 1)
+    # the driver keeps 1 KiB of each CTA's shared memory
+    by_memory = (shared_limit(target.name) + 1024) // (shared_bytes(implementation, head_dim, q_tiles) + 1024)
+    slots, least = multiprocessors * max(1, min(RESIDENT[head_dim, q_tiles], by_memory)), 2 * WARPS
+
+    def fullness(splits: int) -> float:
+        waves = -(-ctas * splits // slots)
+        return ctas * splits / (waves * slots)
+
+    candidates = range(1, max(1, min(work // least, -(-2 * slots // ctas))) + 1)
+    enough = 0.95 * max(map(fullness, candidates))
+    return Splits(ctas, next(splits for splits in candidates if fullness(splits) >= enough), least)
 
 
 def decode(
@@ -467,7 +516,7 @@ def decode(
         return
     group, head_dim = problem.qhead_per_kvhead, layout.head_dim
     rows = problem.seqlen_q * group
-    m_tiles, all_rows = m_tiles_of(head_dim, rows), problem.batch * problem.seqlen_q * problem.num_heads_q
+    q_tiles, all_rows = q_tiles_of(head_dim, rows), problem.batch * problem.seqlen_q * problem.num_heads_q
     part = part_lse = None
     if splits.num_splits > 1:
         part = gpu_arrays.empty_for_parts(q, (splits.num_splits, all_rows, head_dim))
@@ -484,15 +533,15 @@ def decode(
         *(0 if array is None else array for array in held),
         *(0 if array is None else array for array in (seq_ids, sinks)),
         *(int(x is not None) for x in (lse, sinks, seq_ids, arrays.lengths)),
-        problem.batch, splits.num_splits, splits.tiles, -(-rows // (MMA_M * m_tiles)), problem.seqlen_q,
+        problem.batch, splits.num_splits, splits.tiles, row_tiles_of(head_dim, rows), problem.seqlen_q,
         layout.num_heads_kv, group, layout.page_size,
         0 if seq_ids is None else arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens,
         NO_LIMIT if left is None else min(left, NO_LIMIT), problem.softmax_scale, problem.softcap or 0.0,
     )  # fmt: skip
     general = problem.softcap is not None or problem.softmax_scale <= 0
-    kernel = decode_kernel(implementation, head_dim, layout.dtype, m_tiles, general, layout.page_size % TILE_N == 0)
-    smem_bytes = shared_bytes(implementation, head_dim, m_tiles)
+    kernel = decode_kernel(implementation, head_dim, layout.dtype, q_tiles, general, layout.page_size % TILE_N == 0)
+    smem_bytes = shared_bytes(implementation, head_dim, q_tiles)
     grid = (splits.ctas * splits.num_splits,)
-    gpu_arrays.launch(kernel, grid, (32 * WARPS[head_dim],), arguments, smem_bytes)
+    gpu_arrays.launch(kernel, grid, (32 * WARPS,), arguments, smem_bytes)
     if part is not None:
         combine(part, part_lse, out, lse, sinks, layout.dtype, problem)

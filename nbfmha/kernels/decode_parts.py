@@ -5,45 +5,60 @@ Tokens in 16 bits are rows in memory: the sinks one after the other, the ring wi
 
 from __future__ import annotations
 
+from nbfmha.kernels.out_columns import m_tiles_of, result_pitch, sides_of
 from nbfmha.kernels.tile_16bit import row_pitch
-from nbfmha.recipe import TILE_N
 
 LOG2E = 1.4426950408889634
+SIXTEEN_TILE = 32
+"""Tokens of a tile in 16 bits: its rows of K, and then of V, lie where an NVFP4 tile of twice as many tokens does."""
 
 
-def make_run_sixteen(make, head_dim: int, dtype: str, m_tiles: int, general: bool):
+def make_run_sixteen(make, head_dim: int, dtype: str, q_tiles: int, general: bool):
     """Device function ``(acc_o, row_max, row_sum, acc_s, p, q_smem, smem, k: u8*, v: u8*, base, ring, place, first_n,
-    count, low, high, shifted, scale, softmax_scale, cap, lane)``: ``count`` (up to 64) tokens from token ``first_n`` on.
+    count, low, high, shifted, scale, softmax_scale, cap, lane)``: ``count`` (up to 32) tokens from token ``first_n`` on.
 
-    make: as in :mod:`run_rows`. base: i64, element of k and v where the sequence's and head's rows begin; the first token
-    stands in row ``place`` of ``ring``. smem: of the warp, room for 64 rows; K has it first, then V. low, high:
-    i32[m_tiles, 2], the tokens that each row sees. shifted: f32[m_tiles, 2], q . km.
+    make: as in :mod:`run_rows`. acc_s: f32[m_tiles, 4, 4]. p: u32[q_tiles, 2, 2]. base: i64, element of k and v where the
+    sequence's and head's rows begin; the first token stands in row ``place`` of ``ring``. smem: of the warp, room for 32
+    rows; K has it first, then V. low, high: i32[m_tiles, 2], the tokens that each row sees. shifted: f32[m_tiles, 2],
+    q . km.
     """
     from numba import cuda
     from numba.core import types
 
-    from nbfmha.kernels import softmax, tile_16bit
+    from nbfmha.kernels import out_columns, softmax, tile_16bit
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    u32, i32, i64 = types.uint32, types.int32, types.int64
-    cp_async_16, commit, wait_0 = dev.cp_async_cg_16, dev.cp_async_commit_group, dev.cp_async_wait_group_0
-    qk, pv = make(tile_16bit.make_qk, head_dim, dtype, m_tiles), make(tile_16bit.make_pv, head_dim, dtype, m_tiles, False)
-    pack, mask = make(tile_16bit.make_pack, dtype, m_tiles), make(softmax.make_mask_ranges, "rows")
-    general_scores, step = make(softmax.make_general_scores), make(softmax.make_step, head_dim // 8, 0.0)
+    f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
+    cp_async_16, commit, wait_0, unknown = (
+        dev.cp_async_cg_16, dev.cp_async_commit_group, dev.cp_async_wait_group_0, dev.unknown_u32
+    )  # fmt: skip
+    m_tiles, sides, n_tiles = m_tiles_of(q_tiles), sides_of(q_tiles), SIXTEEN_TILE // 8
+    qk = make(tile_16bit.make_qk, head_dim, dtype, m_tiles, SIXTEEN_TILE, 8 * sides)
+    pv = make(out_columns.make_pv_rows, head_dim, dtype, q_tiles, SIXTEEN_TILE)
+    pack, mask = (
+        make(out_columns.make_pack_columns, dtype, q_tiles, n_tiles),
+        make(softmax.make_mask_ranges, "rows", sides, n_tiles),
+    )
+    general_scores, weights = (
+        make(softmax.make_general_scores, sides, n_tiles), make(softmax.make_weights, sides, n_tiles, 0.0)
+    )  # fmt: skip
+    rescale = make(out_columns.make_rescale_columns, head_dim, q_tiles)
     chunks, pitch = head_dim // 8, row_pitch(head_dim)
 
     @cuda.jit(device=True, forceinline=True)
     def load_rows(smem, source, base, ring, place, count, lane):
-        for i in range(TILE_N * chunks // 32):
-            index = u32(lane) + u32(32) * u32(i)
-            row, chunk = i32(index // u32(chunks)), index % u32(chunks)
+        row, chunk = i32(u32(lane) // u32(chunks)), u32(lane) % u32(chunks)
+        # a loop that stays one: written out, its addresses would be kept in registers that the tiles in NVFP4 need
+        step = i32(unknown(u32(32 // chunks)))
+        while row < i32(SIXTEEN_TILE):
             at = i32(place + row)
             if at >= ring:
                 at = i32(at - ring)
             there = row < count
             offset = base * i64(2) + (i64(at) * i64(2 * head_dim) + i64(u32(16) * chunk) if there else i64(0))
             cp_async_16(smem + u32(row) * u32(pitch) + u32(16) * chunk, source, offset, u32(16) if there else u32(0))
+            row = i32(row + step)
         commit()
 
     @cuda.jit(device=True, forceinline=True)
@@ -52,10 +67,11 @@ def make_run_sixteen(make, head_dim: int, dtype: str, m_tiles: int, general: boo
         acc_o, row_max, row_sum, acc_s, p, q_smem, smem, k, v, base, ring, place, first_n, count, low, high, shifted, scale,
         softmax_scale, cap, lane,
     ):  # fmt: skip
+        factor = cuda.local.array(2, f32)
         cuda.syncwarp()  # nobody reads what lies here any more
         load_rows(smem, k, base, ring, place, count, lane)
         for m in unroll(m_tiles):
-            for t in unroll(TILE_N // 8):
+            for t in unroll(n_tiles):
                 for r in unroll(4):
                     acc_s[m, t, r] = -shifted[m, r // 2]
         wait_0()
@@ -67,55 +83,14 @@ def make_run_sixteen(make, head_dim: int, dtype: str, m_tiles: int, general: boo
             if general:
                 general_scores(acc_s[m], shifted[m], softmax_scale, cap)
             mask(acc_s[m], low[m], high[m], first_n, i32(lane & i32(3)))
-            step(acc_s[m], acc_o[m], row_max[m], row_sum[m], scale)
+            weights(acc_s[m], row_max[m], row_sum[m], factor, scale)
+            rescale(acc_o, u32(m), factor, lane)
         pack(p, acc_s)
         wait_0()
         cuda.syncwarp()
         pv(acc_o, p, smem, lane)
 
     return run_sixteen
-
-
-def result_pitch(head_dim: int) -> int:
-    """Bytes from one row of a warp's f32 result to the next in shared memory: accumulators of a quad's rows lie in
-    different banks."""
-    return 4 * head_dim + 32
-
-
-def make_store_result(head_dim: int, m_tiles: int):
-    """Device function ``(smem, stats, acc_o, row_max, row_sum, lane)``: a warp's accumulators to rows of f32, and (maximum,
-    sum) of each row, the sums still those of single lanes."""
-    from numba import cuda
-    from numba.core import types
-
-    from ptx_inline import device as dev
-    from ptx_inline.unroll import unroll, unrolled
-
-    u32 = types.uint32
-    store_v2, bits_of, bfly = dev.st_shared_v2_u32, dev.mov_b32_f32, dev.shfl_sync_bfly_f32
-    pitch = result_pitch(head_dim)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def store_row(at, acc_o, r):
-        for t in unroll(head_dim // 8):
-            store_v2(at + u32(32 * t), bits_of(acc_o[t, r]), bits_of(acc_o[t, r + u32(1)]))
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def store_result(smem, stats, acc_o, row_max, row_sum, lane):
-        group_id, q = u32(lane >> 2), u32(lane & 3)
-        for m in unroll(m_tiles):
-            for side in unroll(2):
-                row = group_id + u32(16 * m + 8 * side)
-                store_row(smem + row * u32(pitch) + u32(8) * q, acc_o[m], u32(2 * side))
-                total = row_sum[m, side]
-                total = total + bfly(total, u32(1))
-                total = total + bfly(total, u32(2))
-                if q == u32(0):
-                    store_v2(stats + u32(8) * row, bits_of(row_max[m, side]), bits_of(total))
-
-    return store_result
 
 
 def make_merge_warps(head_dim: int, dtype: str, warps: int):

@@ -6,16 +6,17 @@ memory. In shared memory a row has the pitch of :mod:`tile_16bit`; rows that the
 
 from __future__ import annotations
 
+from nbfmha.kernels.out_columns import m_tiles_of, sides_of
+from nbfmha.kernels.paged_products import words_of_lane
 from nbfmha.kernels.tile_16bit import row_pitch
-from nbfmha.kernels.tile_paged import words_of_lane
 
-MMA_M = 16
+Q_TILE = 8
 
 
-def make_load_queries(head_dim: int, dtype: str, m_tiles: int, threads: int, widened: bool):
+def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, widened: bool):
     """Device function ``(plain, ordered, shifts, q: u32*, k_mean, has_mean, batch, kv_head, num_heads_kv, slot, first_row,
-    rows, group, q_len, thread)``: 16 m_tiles rows from row ``first_row`` on to shared memory: as they are (``plain``); as
-    f16 in ``tile_paged.channel_order`` where ``widened`` (``ordered``); and q . km of each (``shifts``, f32), 0 without."""
+    rows, group, q_len, thread)``: 8 q_tiles rows from row ``first_row`` on to shared memory: as they are (``plain``); as
+    f16 in ``paged_products.channel_order`` where ``widened`` (``ordered``); and q . km of each (``shifts``, f32), or 0."""
     from numba import cuda
     from numba.core import types
 
@@ -29,8 +30,8 @@ def make_load_queries(head_dim: int, dtype: str, m_tiles: int, threads: int, wid
     fma, bfly, bits_of, pack_f16 = dev.fma_rn_f32, dev.shfl_sync_bfly_f32, dev.mov_b32_f32, dev.cvt_rn_f16x2_f32
     bf16 = dtype == "bfloat16"
     widen = dev.cvt_f32_bf16 if bf16 else dev.cvt_f32_f16
-    chunks, pitch, words = head_dim // 8, row_pitch(head_dim), words_of_lane(head_dim, m_tiles)
-    passes, halvings = MMA_M * m_tiles * chunks // threads, (head_dim // 8).bit_length() - 1
+    chunks, pitch, words = head_dim // 8, row_pitch(head_dim), words_of_lane(head_dim, q_tiles)
+    total, halvings = Q_TILE * q_tiles * chunks, (head_dim // 8).bit_length() - 1
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -89,9 +90,8 @@ def make_load_queries(head_dim: int, dtype: str, m_tiles: int, threads: int, wid
         heads = i32(num_heads_kv * group)
         mean_at = (i64(slot) * i64(num_heads_kv) + i64(kv_head)) * i64(head_dim)
         head_at = i64(batch) * i64(q_len) * i64(heads) + i64(kv_head) * i64(group)
-        for i in range(passes):
-            index = u32(thread) + u32(threads) * u32(i)
-            row, chunk = i32(index // u32(chunks)), i32(index % u32(chunks))
+        for index in range(u32(thread), u32(total), u32(threads)):  # whole warps: they share the products
+            row, chunk = i32(u32(index) // u32(chunks)), i32(u32(index) % u32(chunks))
             load_chunk(
                 plain, ordered, shifts, q, k_mean, has_mean, mean_at, head_at, heads, first_row, rows, group, row, chunk
             )
@@ -99,11 +99,11 @@ def make_load_queries(head_dim: int, dtype: str, m_tiles: int, threads: int, wid
     return load_queries
 
 
-def make_quantize_queries(head_dim: int, dtype: str, m_tiles: int, threads: int):
+def make_quantize_queries(head_dim: int, dtype: str, q_tiles: int, threads: int):
     """Device functions ``quantize(plain, codes, scales, thread)``: the rows in shared memory to NVFP4, four_over_six, codes
     of head_dim / 2 bytes a row, then scales of head_dim / 16; and, once all threads have done so,
     ``load(a: u32[m_tiles, k_steps, 4], sfa: u32[m_tiles, words], codes, scales, lane)``: the fragments of the block-scale
-    MMA, as :mod:`tile_blockscale` has them."""
+    MMA, as :mod:`tile_blockscale` has them. One query tile stands in both halves of its m tile."""
     from numba import cuda
     from numba.core import types
 
@@ -119,8 +119,7 @@ def make_quantize_queries(head_dim: int, dtype: str, m_tiles: int, threads: int)
     widen = dev.cvt_f32_bf16 if dtype == "bfloat16" else dev.cvt_f32_f16
     quantize_block = make_quantize_block(dtype, "nvfp4", "four_over_six", False)
     blocks, pitch, k_steps = head_dim // 16, row_pitch(head_dim), head_dim // 64
-    passes = max(MMA_M * m_tiles * blocks // threads, 1)
-    all_threads = MMA_M * m_tiles * blocks >= threads
+    m_tiles, sides, total = m_tiles_of(q_tiles), sides_of(q_tiles), Q_TILE * q_tiles * blocks
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -146,9 +145,8 @@ def make_quantize_queries(head_dim: int, dtype: str, m_tiles: int, threads: int)
 
     @cuda.jit(device=True, forceinline=True)
     def quantize(plain, codes, scales, thread):
-        for i in range(passes):
-            if all_threads or u32(thread) < u32(MMA_M * m_tiles * blocks):
-                quantize_one(plain, codes, scales, u32(thread) + u32(threads) * u32(i))
+        for index in range(u32(thread), u32(total), u32(threads)):
+            quantize_one(plain, codes, scales, u32(index))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -157,10 +155,10 @@ def make_quantize_queries(head_dim: int, dtype: str, m_tiles: int, threads: int)
         for m in unroll(m_tiles):
             for k_step in unroll(k_steps):
                 for r in unroll(4):
-                    row = group_id + u32(16 * m + 8 * (r & 1))
+                    row = group_id + u32(16 * m + 8 * (r & (sides - 1)))
                     a[m, k_step, r] = load(codes + row * u32(head_dim // 2) + u32(32 * k_step + 16 * (r >> 1)) + u32(4) * q)
             # lanes 0, 1 of a quad supply the scales of rows g, g + 8 of an even k step, lanes 2, 3 those of the odd one
-            row = group_id + u32(16 * m) + u32(8) * (q & u32(1))
+            row = group_id + u32(16 * m) + u32(8) * (q & u32(sides - 1))
             for pair in unroll((k_steps + 1) // 2):
                 step = i32(2 * pair) + i32(q >> u32(1))
                 sfa[m, pair] = u32(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from nbfmha.recipe import TILE_N
 
+N_TILES = TILE_N // 8
 LOWEST = -1e30
 """The row maximum before any key, in place of -inf: something is subtracted from it."""
 
@@ -17,7 +18,7 @@ TOKENS = {
 }
 """Which token of the tile a lane has in n tile t, column e of its two: (constant(t, e), times thread_in_group).
 
-"rows": keys in their own order. "stored": ``operands.stored_order``. "widened": as ``tile_paged`` takes K's rows.
+"rows": keys in their own order. "stored": ``operands.stored_order``. "widened": as ``paged_products`` takes K's rows.
 """
 
 
@@ -38,14 +39,14 @@ def make_quad_max():
     return quad_max
 
 
-def places(tokens: str) -> tuple[tuple[int, ...], ...]:
+def places(tokens: str, n_tiles: int = N_TILES) -> tuple[tuple[int, ...], ...]:
     """The constants of an entry of ``TOKENS``: [n tile][column of the lane's two]."""
     constant, _ = TOKENS[tokens]
-    return tuple(tuple(constant(t, e) for e in range(2)) for t in range(TILE_N // 8))
+    return tuple(tuple(constant(t, e) for e in range(2)) for t in range(n_tiles))
 
 
-def _make_mask_row(tokens: str):
-    """Device function ``(acc_s: f32[8, 4], r, low, high)``: scores r, r + 1 of each n tile become -inf but for the
+def _make_mask_row(tokens: str, n_tiles: int = N_TILES):
+    """Device function ``(acc_s: f32[n_tiles, 4], r, low, high)``: scores r, r + 1 of each n tile become -inf but for the
     tokens [low, high), counted from the lane's first."""
     import numpy as np
     from numba import cuda
@@ -54,14 +55,14 @@ def _make_mask_row(tokens: str):
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32 = types.float32, types.uint32, types.int32
-    place = places(tokens)
+    place = places(tokens, n_tiles)
 
     # a function of its own: Numba's time to compile one grows with the square of its statements
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def mask_row(acc_s, r, low, high):
         width = u32(max(i32(high - low), i32(0)))
-        for t in unroll(TILE_N // 8):
+        for t in unroll(n_tiles):
             for e in unroll(2):
                 if u32(i32(place[t][e]) - low) >= width:  # below low, too: it wraps around
                     acc_s[t, r + u32(e)] = f32(-np.inf)
@@ -98,9 +99,9 @@ def make_mask(tokens: str):
     return mask
 
 
-def make_mask_ranges(tokens: str):
-    """Device function ``(acc_s: f32[8, 4], low: i32[2], high: i32[2], first_n, thread_in_group)``: scores of the tile from
-    key ``first_n`` on become -inf but for the keys [low, high) of each of the lane's two rows."""
+def make_mask_ranges(tokens: str, sides: int, n_tiles: int):
+    """Device function ``(acc_s: f32[n_tiles, 4], low: i32[2], high: i32[2], first_n, thread_in_group)``: scores of the tile
+    from key ``first_n`` on become -inf but for the keys [low, high) of each of the lane's first ``sides`` rows."""
     from numba import cuda
     from numba.core import types
 
@@ -109,14 +110,14 @@ def make_mask_ranges(tokens: str):
 
     u32, i32 = types.uint32, types.int32
     keep_branch = dev.keep_branch
-    lane_tokens, mask_row = TOKENS[tokens][1], _make_mask_row(tokens)
+    lane_tokens, mask_row = TOKENS[tokens][1], _make_mask_row(tokens, n_tiles)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def mask_ranges(acc_s, low, high, first_n, thread_in_group):
         keep_branch()
         own = i32(first_n + i32(lane_tokens) * thread_in_group)
-        for side in unroll(2):
+        for side in unroll(sides):
             mask_row(acc_s, u32(2 * side), i32(low[side] - own), i32(high[side] - own))
 
     return mask_ranges
@@ -149,11 +150,12 @@ def _make_rescale(o_tiles: int):
     return rescale_all
 
 
-def make_step(o_tiles: int, bias: float):
-    """Device function ``(acc_s, acc_o, row_max, row_sum, scale)``: scores to P, the rest rescaled.
+def make_weights(sides: int, n_tiles: int, bias: float):
+    """Device function ``(acc_s, row_max, row_sum, factor: f32[2], scale)``: scores to P, and 2^(old row_max - new) to
+    ``factor``, for the first ``sides`` of the lane's rows; what was summed up before is yet to be multiplied with it.
 
-    acc_s  f32[8, 4], scores; afterwards P = 2^(scale * score - row_max + bias)
-    acc_o  f32[o_tiles, 4], rescaled by 2^(old row_max - new); row_max f32[2], first LOWEST; row_sum f32[2]: of this lane
+    acc_s  f32[n_tiles, 4], scores; afterwards P = 2^(scale * score - row_max + bias)
+    row_max f32[2], first LOWEST; row_sum f32[2]: of this lane
     scale  > 0: softmax_scale * log2(e); ``bias``: log2 of what P is multiplied by
     """
     from numba import cuda
@@ -164,14 +166,12 @@ def make_step(o_tiles: int, bias: float):
 
     f32 = types.float32
     max_f32, fma, ex2 = dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32
-    quad_max, rescale_all = make_quad_max(), _make_rescale(o_tiles)
-    n_tiles = TILE_N // 8
+    quad_max = make_quad_max()
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def step(acc_s, acc_o, row_max, row_sum, scale):
-        factor = cuda.local.array(2, f32)
-        for side in unroll(2):
+    def weights(acc_s, row_max, row_sum, factor, scale):
+        for side in unroll(sides):
             largest = max_f32(acc_s[0, 2 * side], acc_s[0, 2 * side + 1])
             for t in unroll(1, n_tiles):
                 for e in unroll(2):
@@ -187,6 +187,23 @@ def make_step(o_tiles: int, bias: float):
                     acc_s[t, 2 * side + e] = weight
                     total += weight
             row_sum[side] = fma(row_sum[side], factor[side], total)
+
+    return weights
+
+
+def make_step(o_tiles: int, bias: float):
+    """Device function ``(acc_s, acc_o, row_max, row_sum, scale)``: ``make_weights`` for both rows of eight n tiles, and
+    ``acc_o``, f32[o_tiles, 4], multiplied with the factors."""
+    from numba import cuda
+    from numba.core import types
+
+    weights, rescale_all = make_weights(2, N_TILES, bias), _make_rescale(o_tiles)
+    f32 = types.float32
+
+    @cuda.jit(device=True, forceinline=True)
+    def step(acc_s, acc_o, row_max, row_sum, scale):
+        factor = cuda.local.array(2, f32)
+        weights(acc_s, row_max, row_sum, factor, scale)
         rescale_all(acc_o, factor)
 
     return step
@@ -217,7 +234,7 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
     max_f32, fma, ex2, lg2 = dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32, dev.lg2_approx_ftz_f32
     bfly, vote_any, keep_branch = dev.shfl_sync_bfly_f32, dev.vote_sync_any, dev.keep_branch
     e4m3x4, f16x2_e4m3x2, widen_f16 = dev.cvt_rn_satfinite_e4m3x4_f32, dev.cvt_rn_f16x2_e4m3x2, dev.cvt_f32_f16
-    n_tiles, log2_6 = TILE_N // 8, 2.584962500721156
+    n_tiles, log2_6 = N_TILES, 2.584962500721156
     quad_wide = tokens == "rows"
     groups = 4 if quad_wide else 2
     scales, tiles_a_group = 2 * groups, n_tiles // groups
@@ -299,9 +316,10 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
     return begin, step
 
 
-def make_general_scores():
-    """Device function ``(acc_s, shifted: f32[2], softmax_scale, cap)``: scores in log2 units, for what ``make_step`` cannot
-    do with one positive factor: cap * tanh(softmax_scale * (x + shifted) / cap), and any scale where cap is 0."""
+def make_general_scores(sides: int = 2, n_tiles: int = N_TILES):
+    """Device function ``(acc_s: f32[n_tiles, 4], shifted: f32[2], softmax_scale, cap)``: scores of the lane's first
+    ``sides`` rows in log2 units, for what ``make_weights`` cannot do with one positive factor: cap * tanh(softmax_scale *
+    (x + shifted) / cap), and any scale where cap is 0."""
     from numba import cuda
     from numba.core import types
 
@@ -315,8 +333,8 @@ def make_general_scores():
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def general_scores(acc_s, shifted, softmax_scale, cap):
-        for t in unroll(TILE_N // 8):
-            for r in unroll(4):
+        for t in unroll(n_tiles):
+            for r in unroll(2 * sides):
                 x = acc_s[t, r]
                 if cap > f32(0):
                     x = (x + shifted[r // 2]) * softmax_scale / cap
