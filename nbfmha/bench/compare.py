@@ -25,12 +25,15 @@ def check_below(error: float, bound: float, name: str) -> None:
 
 
 def runs_here(run: Callable[[], Any]) -> bool:
-    """False where torch, its build or this GPU has no kernel for the call."""
+    """False where torch, its build or this GPU has no kernel for the call. Raises torch's ``OutOfMemoryError``: a peer
+    that finds no memory is not a peer that is not there."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of each reason why it cannot
             run()
-    except RuntimeError:
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
         return False
     return True
 

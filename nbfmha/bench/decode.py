@@ -16,10 +16,12 @@ Appending is timed by itself: a token to each of 64 sequences, mean of 16 in a r
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,15 @@ from nbfmha.bench import measure
 from nbfmha.bench.compare import CUDNN, FLASH, PEER_BOUND, check_below, poisoned, runs_here, worst_head
 
 OURS, FLASH_PACKED = "nbfmha", f"{FLASH}, heads packed"
+OUR_BITS, PEER_BITS = 4.5, 16
+"""Of an element of K and V."""
 COPY_BYTES = 1 << 30
 RELATIVE_L2_BOUND = 0.25
 """Of each head against float32 attention. A head is one row here: most are at 0.1, the worst of thousands at 0.16; uniform
 weights at 0.8."""
 APPEND_SEQUENCES, APPEND_HEADS, APPEND_TOKENS = 64, 8, 16
+REPLAYS = 4
+"""Between two events, at least: the GPU waits for the launch of the first one alone."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,41 @@ class Append:
     host_us: float
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a run found, and on what machine (``measure.machine``)."""
+
+    machine: dict[str, str]
+    rows: list[Row]
+    append: Append
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``--json`` writes it, derived figures included."""
+        derived = ("tb_s", "share_of_copy", "times_peer")
+        return {
+            "machine": self.machine,
+            "relative_l2_bound": RELATIVE_L2_BOUND,
+            "rows": [asdict(row) | {name: getattr(row, name) for name in derived} for row in self.rows],
+            "append": asdict(self.append) | {"sequences": APPEND_SEQUENCES, "heads_kv": APPEND_HEADS, "head_dim": 128},
+        }
+
+    @classmethod
+    def of_json(cls, report: dict[str, Any]) -> Report:
+        """What ``as_json`` made into one. ``KeyError`` where something is missing."""
+
+        def read(kind, entry, **replaced):
+            return kind(**{field.name: entry[field.name] for field in fields(kind)} | replaced)
+
+        rows = [read(Row, row, shape=Shape(**row["shape"])) for row in report["rows"]]
+        return cls(report["machine"], rows, read(Append, report["append"]))
+
+
+def shipped_report() -> Report:
+    """The run on one H100 whose JSON is shipped with the package (``data/README.md``)."""
+    text = resources.files("nbfmha").joinpath("data", "decode_h100.json").read_text("utf-8")
+    return Report.of_json(json.loads(text))
+
+
 def main(json_path: Path | str | None = None) -> None:
     """Check, time and print.
 
@@ -110,16 +151,9 @@ def main(json_path: Path | str | None = None) -> None:
     torch = measure.require_gpu()
     console = measure.console()
     rows = [row for shape in SHAPES for row in time_shape(torch, shape)]
-    append = time_append(torch)
-    console.print(table(rows, append, measure.machine()["gpu"]))
-    derived = ("tb_s", "share_of_copy", "times_peer")
-    report = {
-        "machine": measure.machine(),
-        "relative_l2_bound": RELATIVE_L2_BOUND,
-        "rows": [asdict(row) | {name: getattr(row, name) for name in derived} for row in rows],
-        "append": asdict(append) | {"sequences": APPEND_SEQUENCES, "heads_kv": APPEND_HEADS, "head_dim": 128},
-    }
-    measure.write_json(json_path, report)
+    report = Report(measure.machine(), rows, time_append(torch))
+    console.print(table(report))
+    measure.write_json(json_path, report.as_json())
 
 
 def make_inputs(torch, shape: Shape, sets: int, device: str = "cuda", seed: int = 0) -> tuple[Any, Any, Any]:
@@ -168,7 +202,7 @@ def make_cache(torch, k: Any, v: Any, chunk: int = 1024) -> tuple[Any, list[list
 def sets_of(torch, shape: Shape) -> int:
     """Sets of sequences whose NVFP4 exceeds L2 four times."""
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
-    return -(-4 * l2 // int(shape.elements * 4.5 / 8))
+    return 4 * l2 // int(shape.elements * OUR_BITS / 8) + 1
 
 
 def time_shape(torch, shape: Shape, *, rounds: int = 11) -> list[Row]:
@@ -177,7 +211,7 @@ def time_shape(torch, shape: Shape, *, rounds: int = 11) -> list[Row]:
     runs, errors, host = check(torch, shape, sets)
     graphs = {name: _graph(torch, run, sets) for name, run in runs.items()}
     copy = _copy(torch)
-    repeats = max(1, math.ceil(10 / sets))
+    repeats = max(REPLAYS, math.ceil(10 / sets))
     replays = {name: graph.replay for name, graph in graphs.items()}
     graph_ms = measure.median_ms({**replays, "copy": copy}, rounds=rounds, repeats=repeats)
     eager = {name: lambda run=run: [run(i) for i in range(sets)] for name, run in runs.items()}
@@ -187,7 +221,7 @@ def time_shape(torch, shape: Shape, *, rounds: int = 11) -> list[Row]:
     fastest = min(us for name, us in per_call.items() if name != OURS)
     rows = []
     for name in runs:
-        bits, own_host = (4.5, host) if name == OURS else (16, None)
+        bits, own_host = (OUR_BITS, host) if name == OURS else (PEER_BITS, None)
         times = per_call[name], 1e3 * eager_ms[name] / sets
         rows.append(Row(shape, name, *times, bits, copy_tb_s, fastest, errors[name], own_host))
     return rows
@@ -282,7 +316,7 @@ def time_append(torch, *, rounds: int = 11) -> Append:
 
     generator = torch.Generator("cuda").manual_seed(1)
     size = (APPEND_SEQUENCES, APPEND_HEADS, 128)
-    steps = APPEND_TOKENS * (rounds + 2) + 400
+    steps = APPEND_TOKENS * REPLAYS * (rounds + 2) + 400
     k, v = (torch.randn(size, generator=generator, device="cuda").bfloat16() for _ in range(2))
     cache = nbfmha.PagedKVCache(
         like=k, pages=APPEND_SEQUENCES * -(-(1008 + steps) // 64), num_heads_kv=APPEND_HEADS, head_dim=128,
@@ -303,23 +337,23 @@ def time_append(torch, *, rounds: int = 11) -> Append:
         graph.replay()
         cache.advance(ids, APPEND_TOKENS)
 
-    times = measure.median_ms({"append": replay}, rounds=rounds, repeats=1)
+    times = measure.median_ms({"append": replay}, rounds=rounds, repeats=REPLAYS)
     return Append(1e3 * times["append"] / APPEND_TOKENS, host)
 
 
-def table(rows: list[Row], append: Append, gpu: str):
+def table(report: Report):
     """Sections a shape, a line a run."""
     from rich.table import Table
 
-    copies = [row.copy_tb_s for row in rows]
-    title = f"decode, one query token, bf16, on {gpu}; copy {min(copies):.2f} to {max(copies):.2f} TB/s\n"
+    append, copies = report.append, [row.copy_tb_s for row in report.rows]
+    title = f"decode, one query token, bf16, on {report.machine['gpu']}; copy {min(copies):.2f} to {max(copies):.2f} TB/s\n"
     title += f"append a token to {APPEND_SEQUENCES} sequences ({APPEND_HEADS} heads, 128): "
     title += f"{append.gpu_us:.1f} us, host {append.host_us:.1f}"
     result = Table(title=title)
     for heading in ("batch, heads, length, head_dim", "", "us", "eager", "host", "TB/s", "of copy", "x peer", "rel. L2"):
         result.add_column(heading, justify="left" if heading in ("", "batch, heads, length, head_dim") else "right")
     previous = None
-    for row in rows:
+    for row in report.rows:
         if row.shape != previous:
             result.add_section()
         result.add_row(

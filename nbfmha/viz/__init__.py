@@ -1,4 +1,4 @@
-"""Drawings of formats, thread-to-element layouts, scale layouts, scores, attention, and warps of the emulator.
+"""Drawings of formats, thread-to-element layouts, scale layouts, scores, attention, decode, and warps of the emulator.
 
 Every function takes arrays or descriptors and returns a new ``matplotlib.figure.Figure``; nothing opens a window or keeps
 global state. ``nbfmha layout --png``, ``nbfmha validate --plot`` and the notebooks draw with the same functions.
@@ -11,6 +11,7 @@ from nbfmha.viz.attention import (
     draw_relative_l2,
     draw_tiles_of,
 )
+from nbfmha.viz.decode import draw_cache_bytes, draw_decode_rows, draw_sequence_bytes, draw_window_errors
 from nbfmha.viz.formats import (
     draw_block,
     draw_error_by_magnitude,
@@ -29,6 +30,8 @@ __all__ = [
     "draw_accumulation",
     "draw_accuracy",
     "draw_block",
+    "draw_cache_bytes",
+    "draw_decode_rows",
     "draw_error_by_magnitude",
     "draw_error_map",
     "draw_fragment",
@@ -43,7 +46,9 @@ __all__ = [
     "draw_scale_layout",
     "draw_scale_use",
     "draw_scores",
+    "draw_sequence_bytes",
     "draw_tiles",
     "draw_tiles_of",
+    "draw_window_errors",
     "save",
 ]
