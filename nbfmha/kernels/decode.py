@@ -35,7 +35,7 @@ from typing import Any
 
 from nbfmha import gpu_arrays
 from nbfmha.kernels.combine import combine
-from nbfmha.kernels.decode_parts import LOG2E, SIXTEEN_TILE
+from nbfmha.kernels.decode_parts import LOG2E, SIXTEEN_TILE, sixteen_pitch
 from nbfmha.kernels.decode_query import Q_TILE
 from nbfmha.kernels.out_columns import m_tiles_of, result_pitch, sides_of
 from nbfmha.kernels.paged_products import UNIT, words_of_lane
@@ -100,15 +100,19 @@ def _q_bytes(implementation: str, head_dim: int, q_tiles: int) -> tuple[int, int
     return rows * row_pitch(head_dim), rows * row_pitch(head_dim) if implementation == "dequant" else codes
 
 
+def _fixed_bytes(implementation: str, head_dim: int, q_tiles: int) -> int:
+    """Of Q and q . km, in whole lines of 128: what follows is copied to in lines."""
+    return -(-(sum(_q_bytes(implementation, head_dim, q_tiles)) + 4 * Q_TILE * q_tiles) // 128) * 128
+
+
 def _warp_bytes(implementation: str, head_dim: int, q_tiles: int) -> int:
     stage = _stage(implementation, head_dim, q_tiles).bytes
-    return max(stage, SIXTEEN_TILE * row_pitch(head_dim), Q_TILE * q_tiles * result_pitch(head_dim))
+    return max(stage, SIXTEEN_TILE * sixteen_pitch(head_dim), Q_TILE * q_tiles * result_pitch(head_dim))
 
 
 def shared_bytes(implementation: str, head_dim: int, q_tiles: int) -> int:
     """Dynamic shared memory of a CTA, in bytes."""
-    fixed = sum(_q_bytes(implementation, head_dim, q_tiles)) + 4 * Q_TILE * q_tiles
-    return fixed + WARPS * _warp_bytes(implementation, head_dim, q_tiles)
+    return _fixed_bytes(implementation, head_dim, q_tiles) + WARPS * _warp_bytes(implementation, head_dim, q_tiles)
 
 
 def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, whole: bool):
@@ -127,10 +131,12 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
     wait_but_newest, load_shared, float_of = dev.cp_async_wait_group_1, dev.ld_shared_u32, dev.mov_f32_b32
+    unknown = dev.unknown_u32
     blockscale, stage_of = implementation == "blockscale", _stage(implementation, head_dim, q_tiles)
     warps, threads, m_tiles, sides = WARPS, 32 * WARPS, m_tiles_of(q_tiles), sides_of(q_tiles)
     cta_rows, c_tiles, n_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 8, head_dim // 64
     plain_bytes, quantised_bytes = _q_bytes(implementation, head_dim, q_tiles)
+    fixed_bytes = _fixed_bytes(implementation, head_dim, q_tiles)
     warp_bytes, stats_bytes = _warp_bytes(implementation, head_dim, q_tiles), 8 * cta_rows
     chunks, codes_bytes = head_dim // 4, cta_rows * head_dim // 2
     scale_words, pv_steps = (k_steps + 1) // 2, TILE_N // 16
@@ -219,9 +225,10 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         plain = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
         own_q = plain + u32(plain_bytes)
         shifts = own_q + u32(quantised_bytes)
-        pool = shifts + u32(4 * cta_rows)
+        pool = plain + u32(fixed_bytes)
         stats = plain  # when all warps are done with Q
-        thread = i32(cuda.threadIdx.x)
+        # unknown: else the thread's number is read again in every tile, which takes as long as a load
+        thread = i32(unknown(u32(cuda.threadIdx.x)))
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         group_id = i32(lane >> i32(2))
         stage = pool + u32(warp_bytes) * u32(warp)
@@ -360,7 +367,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 enlarge(acc_o[c, i])
 
         scale = f32(1) if general else softmax_scale * f32(LOG2E)
-        tile = i32(warp)
+        tile = i32(i32(warps - 1) - warp)  # the last warps had fewer tiles
         while tile < sixteen_tiles:
             is_sink = tile < sink_tiles
             first_n, run_stop = i32(tile * i32(SIXTEEN_TILE)), sink_stop

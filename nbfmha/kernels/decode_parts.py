@@ -6,11 +6,16 @@ Tokens in 16 bits are rows in memory: the sinks one after the other, the ring wi
 from __future__ import annotations
 
 from nbfmha.kernels.out_columns import m_tiles_of, result_pitch, sides_of
-from nbfmha.kernels.tile_16bit import row_pitch
 
 LOG2E = 1.4426950408889634
 SIXTEEN_TILE = 32
 """Tokens of a tile in 16 bits: its rows of K, and then of V, lie where an NVFP4 tile of twice as many tokens does."""
+
+
+def sixteen_pitch(head_dim: int) -> int:
+    """Bytes from one row of K or V in 16 bits to the next in shared memory: sectors of 32 bytes stay whole, and no more
+    than two of eight rows share banks."""
+    return 2 * head_dim + 32
 
 
 def make_run_sixteen(make, head_dim: int, dtype: str, q_tiles: int, general: bool):
@@ -34,8 +39,9 @@ def make_run_sixteen(make, head_dim: int, dtype: str, q_tiles: int, general: boo
         dev.cp_async_cg_16, dev.cp_async_commit_group, dev.cp_async_wait_group_0, dev.unknown_u32
     )  # fmt: skip
     m_tiles, sides, n_tiles = m_tiles_of(q_tiles), sides_of(q_tiles), SIXTEEN_TILE // 8
-    qk = make(tile_16bit.make_qk, head_dim, dtype, m_tiles, SIXTEEN_TILE, 8 * sides)
-    pv = make(out_columns.make_pv_rows, head_dim, dtype, q_tiles, SIXTEEN_TILE)
+    pitch = sixteen_pitch(head_dim)
+    qk = make(tile_16bit.make_qk, head_dim, dtype, m_tiles, SIXTEEN_TILE, 8 * sides, pitch)
+    pv = make(out_columns.make_pv_rows, head_dim, dtype, q_tiles, SIXTEEN_TILE, pitch)
     pack, mask = (
         make(out_columns.make_pack_columns, dtype, q_tiles, n_tiles),
         make(softmax.make_mask_ranges, "rows", sides, n_tiles),
@@ -44,7 +50,7 @@ def make_run_sixteen(make, head_dim: int, dtype: str, q_tiles: int, general: boo
         make(softmax.make_general_scores, sides, n_tiles), make(softmax.make_weights, sides, n_tiles, 0.0)
     )  # fmt: skip
     rescale = make(out_columns.make_rescale_columns, head_dim, q_tiles)
-    chunks, pitch = head_dim // 8, row_pitch(head_dim)
+    chunks = head_dim // 8
 
     @cuda.jit(device=True, forceinline=True)
     def load_rows(smem, source, base, ring, place, count, lane):

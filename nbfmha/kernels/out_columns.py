@@ -9,8 +9,6 @@ Query tile i is side i % 2 of m tile i // 2; one query tile alone is the first h
 
 from __future__ import annotations
 
-from nbfmha.kernels.tile_16bit import row_pitch
-
 
 def sides_of(q_tiles: int) -> int:
     """Rows of a lane's scores in each m tile that are queries."""
@@ -88,9 +86,9 @@ def make_rescale_columns(head_dim: int, q_tiles: int):
     return rescale
 
 
-def make_pv_rows(head_dim: int, dtype: str, q_tiles: int, tile_n: int):
+def make_pv_rows(head_dim: int, dtype: str, q_tiles: int, tile_n: int, pitch: int):
     """Device function ``(acc_o: f32[head_dim / 16, q_tiles, 4], p: u32[q_tiles, tile_n / 16, 2], v_smem, lane)``: adds
-    P in ``dtype`` times ``tile_n`` rows of V in shared memory, at the pitch of :mod:`tile_16bit`."""
+    P in ``dtype`` times ``tile_n`` rows of V in shared memory, ``pitch`` bytes apart."""
     from numba import cuda
     from numba.core import types
 
@@ -99,7 +97,7 @@ def make_pv_rows(head_dim: int, dtype: str, q_tiles: int, tile_n: int):
 
     u32, ffi, ldmatrix_x4_trans = types.uint32, dev.ffi, dev.ldmatrix_x4_trans
     mma = dev.mma_m16n8k16_bf16 if dtype == "bfloat16" else dev.mma_m16n8k16_f16
-    pitch, c_tiles, k_steps = row_pitch(head_dim), head_dim // 16, tile_n // 16
+    c_tiles, k_steps = head_dim // 16, tile_n // 16
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled

@@ -22,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from nbfmha.kernels.out_columns import m_tiles_of
-from nbfmha.kernels.tile_paged import PagedStage
+from nbfmha.kernels.tile_paged import PagedStage, make_swizzle
 from nbfmha.recipe import TILE_N
 
 UNIT = 2.0**14
@@ -81,7 +81,7 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
     ffi, ldmatrix_x4, load, prmt = dev.ffi, dev.ldmatrix_x4, dev.ld_shared_u32, dev.prmt_b32
     f16x2_e4m3x2, load_words = dev.cvt_rn_f16x2_e4m3x2, dev.ld_shared_v4_u32 if stage.words == 4 else dev.ld_shared_v2_u32
     mma, widen_word, m_tiles, q_rows = dev.mma_m16n8k16_f16, _make_widen_word(), m_tiles_of(q_tiles), 8 * min(q_tiles, 2)
-    head_dim, words, k_pitch, k_block = stage.head_dim, stage.words, stage.k_pitch, stage.k_block
+    head_dim, words, chunks, swizzle = stage.head_dim, stage.words, stage.chunks, make_swizzle(stage)
     at_sfk, sfk_block, q_pitch = stage.sfk, stage.sfk_block, row_pitch(stage.head_dim)
     slabs, k_steps, sfk_pitch, two_scales = head_dim // (32 * words), 2 * words, head_dim // 16, words == 4
 
@@ -121,8 +121,12 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
         a = cuda.local.array((m_tiles, k_steps, 4), u32)
         column, q = u32(lane >> 2), u32(lane & 3)
         block, row = column >> u32(1), u32(4) * (column & u32(1))
+        own_row = u32(16) * block + row
         q_at = q_smem + u32(lane & (q_rows - 1)) * u32(q_pitch) + u32(lane >> 4) * u32(16)
-        k_at = stage + block * u32(k_block) + row * u32(k_pitch) + q * u32(4 * words)
+        # the lane's bytes of a row, q times 4 words: a chunk's number among eight is exclusive-ored, the rest added
+        k_at, own_bytes = stage + own_row * u32(16 * chunks), q * u32(4 * words)
+        own_chunk = (own_bytes & u32(0x70)) ^ (u32(16) * swizzle(column))
+        k_at += own_bytes & u32(15)
         sfk_at = stage + u32(at_sfk) + block * u32(sfk_block) + row * u32(sfk_pitch)
         if two_scales:
             sfk_at += (q >> u32(1)) * u32(4)
@@ -131,7 +135,8 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
             for t in unroll(TILE_N // 8):
                 rows = 8 * (t >> 2) + (t & 3)
                 at = sfk_at + u32(rows * sfk_pitch + 2 * words * slab)
-                slab_of_tile(acc_s, a, u32(t), k_at + u32(rows * k_pitch + 16 * words * slab), at, lane)
+                chunk = 16 * (chunks * rows + words * slab)
+                slab_of_tile(acc_s, a, u32(t), k_at + u32(chunk & ~0x7F) + (own_chunk ^ u32(chunk & 0x7F)), at, lane)
 
     return qk
 
@@ -149,7 +154,7 @@ def make_qk_codes(stage: PagedStage, q_tiles: int):
     u32 = types.uint32
     ffi, ldmatrix_x4, load = dev.ffi, dev.ldmatrix_x4, dev.ld_shared_u32
     mma, m_tiles = make_mma("blockscale"), m_tiles_of(q_tiles)
-    k_steps, k_pitch, k_block = stage.head_dim // 64, stage.k_pitch, stage.k_block
+    k_steps, chunks, swizzle = stage.head_dim // 64, stage.chunks, make_swizzle(stage)
     at_sfk, sfk_block, sfk_pitch = stage.sfk, stage.sfk_block, stage.head_dim // 16
 
     @cuda.jit(device=True, forceinline=True)
@@ -159,8 +164,10 @@ def make_qk_codes(stage: PagedStage, q_tiles: int):
         sfb = cuda.local.array(2, u32)
         # eight lanes address the rows of one matrix: two matrices an n tile
         column = u32(lane & 7)
-        k_at = stage + (column >> u32(1)) * u32(k_block) + u32((lane >> 3) & 1) * u32(16)
-        k_at += (u32(4) * (column & u32(1)) + u32(lane >> 4)) * u32(k_pitch)
+        k_at = stage + (u32(16) * (column >> u32(1)) + u32(4) * (column & u32(1))) * u32(16 * chunks)
+        own_chunk = u32(lane >> 4) * u32(chunks) + u32((lane >> 3) & 1)
+        k_at += u32(16) * (own_chunk & u32(8))
+        own_chunk = u32(16) * ((own_chunk & u32(7)) ^ swizzle(column))
         # lane q of a quad supplies the scales of n tiles q and q + 4
         column = u32(lane >> 2)
         sfk_at = stage + u32(at_sfk) + (column >> u32(1)) * u32(sfk_block)
@@ -169,7 +176,8 @@ def make_qk_codes(stage: PagedStage, q_tiles: int):
             for j in unroll(2):
                 sfb[j] = load(sfk_at + u32(8 * sfk_pitch * j + 4 * k_step))
             for pair in unroll(TILE_N // 16):
-                ldmatrix_x4(ffi.from_buffer(b), k_at + u32((8 * (pair >> 1) + 2 * (pair & 1)) * k_pitch + 32 * k_step))
+                chunk = 16 * (chunks * (8 * (pair >> 1) + 2 * (pair & 1)) + 2 * k_step)
+                ldmatrix_x4(ffi.from_buffer(b), k_at + u32(chunk & ~0x7F) + (own_chunk ^ u32(chunk & 0x7F)))
                 for side in unroll(2):
                     t = 2 * pair + side
                     for m in unroll(m_tiles):
