@@ -1,4 +1,5 @@
-"""The drawings of ``nbfmha validate --plot``: layouts, the wrong packing, scores and attention with their errors."""
+"""The drawings of ``nbfmha validate --plot``: layouts, the wrong packing, scores, attention and KV caches with their
+errors."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from nbfmha import nvfp4, scale_layouts, viz
 from nbfmha.validate import cases_attention, cases_mma, problems
 from nbfmha.validate.case import Context
+from nbfmha.validate.cases_decode import cache_errors
 from nbfmha.validate.warp_model import MMA, Packing
 from ptx_inline.isa.fragments import fragment, wrong_row_major_fragment
 
@@ -15,10 +17,14 @@ from ptx_inline.isa.fragments import fragment, wrong_row_major_fragment
 def draw_all(directory: Path, context: Context, what: str = "core") -> Iterator[Path]:
     """Write every drawing of an entry of ``nbfmha.validate.WHAT`` into ``directory`` (PNG) and yield its path as soon as it
     is there."""
-    if what != "attention":
+    if what in ("core", "all"):
         yield from _draw_core(directory, context)
-    if what != "core":
+    if what in ("attention", "all"):
         yield from _draw_attention(directory)
+    if what in ("decode", "all"):
+        errors = {f"{name}, {chunk} at a time": error for name, row in cache_errors().items() for chunk, error in row.items()}
+        title = "attention from each KV cache, n tokens appended at a time, against float64, layer 9 of SmolLM2-135M: relative L2"
+        yield viz.save(viz.draw_relative_l2(errors, title=title), directory / "decode_quality.png")
 
 
 def _draw_core(directory: Path, context: Context) -> Iterator[Path]:
