@@ -112,9 +112,8 @@ def decode_sinks(context: Context) -> Result:
     rng = context.rng("decode_sinks")
     twin, ids = problems.grown(context, rng, (200, 0, 20))
     q, logits = problems.queries(rng, twin, 3, 2, 2), np.array([0.5, -3.0, 6.0, -np.inf], np.float32)
-    return problems.verdict(
-        *(problems.decode(context, twin, q, ids, sinks=logits, num_splits=count) for count in (1, 3))
-    )
+    calls = [problems.decode(context, twin, q, ids, sinks=logits, num_splits=count) for count in (1, 3)]
+    return problems.verdict(*calls)
 
 
 @registry.case("decode", "edges of pages, pages in any order", evidence="implementation")
@@ -216,7 +215,7 @@ def decode_needles(context: Context) -> Result:
     got, expected, budget = problems.decode(context, twin, q, [seq])
     found = np.tile(v[needles, 0].astype(np.float64), (problems.HEADS_KV, 1))[None, :, None]
     loose = Attention(np.full(found.shape, 0.3), budget.lse)  # of 6: what the other tokens weigh
-    return problems.verdict((got, expected, budget), (got, Attention(found, expected.lse), loose), needles=needles)
+    return problems.verdict((got, expected, budget), (got, Attention(found, expected.lse), loose), needles=needles.tolist())
 
 
 @registry.case("decode", "head_dim 128, 32 rows of q a head of K", evidence="implementation")

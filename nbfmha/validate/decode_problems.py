@@ -49,7 +49,9 @@ def queries(rng: np.random.Generator, twin: CacheTwin, batch: int, q_len: int, g
     return (rng.standard_normal(shape) + 0.5).astype(np.float16)
 
 
-def grown(context: Context, rng: np.random.Generator, lengths: tuple[int, ...], **options: Any) -> tuple[CacheTwin, list[int]]:
+def grown(
+    context: Context, rng: np.random.Generator, lengths: tuple[int, ...], **options: Any
+) -> tuple[CacheTwin, list[int]]:
     """A cache with a sequence of each length, appended in two calls, and their ids in that order, not the slots' order."""
     twin = make_twin(context, **options)
     ids = twin.allocate(len(lengths))[::-1]
@@ -154,5 +156,5 @@ def judge_parts(twin: CacheTwin, **details: Any) -> Result:
     if wrong:
         return Result.failed(f"{len(wrong)} of {len(found)} parts of the cache wrong", wrong[0], wrong=wrong, **details)
     largest = max(comparison.max_abs_error for comparison in found.values())
-    metric = f"{elements} codes, scales and numbers of {len(found)} parts exact, means but for their rounding"
+    metric = f"{elements} elements of {len(found)} parts exact, k_mean within its rounding"
     return Result.passed(metric, max_abs_error=largest, elements=elements, **details)

@@ -1,5 +1,4 @@
-"""Who computes: the implementations of the MMA tile, tiled Q·K^T, quantisers, attention and decode that a validation can run
-on.
+"""Who computes: the implementations of the MMA tile, tiled Q·K^T, quantisers, attention and decode for a validation.
 
 Each one is chosen by name and never replaced: asking for one that cannot run here raises with the reason. ``auto``
 takes the first that can, and ``explain_auto`` says why the others were passed over.

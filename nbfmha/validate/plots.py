@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nbfmha import nvfp4, scale_layouts, viz
-from nbfmha.validate import cases_attention, cases_mma, problems
+from nbfmha.validate import cases_attention, cases_decode, cases_mma, problems
 from nbfmha.validate.case import Context
-from nbfmha.validate.cases_decode import cache_errors
 from nbfmha.validate.warp_model import MMA, Packing
 from ptx_inline.isa.fragments import fragment, wrong_row_major_fragment
 
@@ -22,9 +21,7 @@ def draw_all(directory: Path, context: Context, what: str = "core") -> Iterator[
     if what in ("attention", "all"):
         yield from _draw_attention(directory)
     if what in ("decode", "all"):
-        errors = {f"{name}, {chunk} at a time": error for name, row in cache_errors().items() for chunk, error in row.items()}
-        title = "attention from each KV cache, n tokens appended at a time, against float64, layer 9 of SmolLM2-135M: relative L2"
-        yield viz.save(viz.draw_relative_l2(errors, title=title), directory / "decode_quality.png")
+        yield from _draw_decode(directory)
 
 
 def _draw_core(directory: Path, context: Context) -> Iterator[Path]:
@@ -49,6 +46,14 @@ def _draw_attention(directory: Path) -> Iterator[Path]:
     title = "each recipe against float64 attention, layer 9 of SmolLM2-135M, causal"
     yield viz.save(viz.draw_accuracy(outs, expected.out, title=title), directory / "attention_accuracy.png")
     yield viz.save(viz.draw_error_map(outs, expected.out, title=title), directory / "attention_error_map.png")
+
+
+def _draw_decode(directory: Path) -> Iterator[Path]:
+    """How far attention from each kind of KV cache is from float64 attention on the whole sample."""
+    table = cases_decode.cache_errors().items()
+    errors = {f"{name}, {chunk} at a time": error for name, row in table for chunk, error in row.items()}
+    title = "relative L2 of attention from each KV cache, n tokens appended at a time, layer 9 of SmolLM2-135M"
+    yield viz.save(viz.draw_relative_l2(errors, title=title), directory / "decode_quality.png")
 
 
 def draw_real_scores(context: Context, *, head: int = 0, queries: int = 192):

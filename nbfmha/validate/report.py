@@ -132,7 +132,7 @@ def accuracy_table(recipes: Mapping[str, Mapping[str, float]]) -> Block:
 
 def quality_table(caches: Mapping[str, Mapping[int, float]]) -> Block:
     """A row for each KV cache: tokens that are appended at a time -> relative L2, as ``nbfmha.accuracy`` has them."""
-    title = "The same from a KV cache: relative L2 against float64 attention on the history as it came, by how it was appended"
+    title = "Real attention (layer 9 of SmolLM2-135M) from a KV cache: relative L2 against float64, nothing quantised"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("cache", no_wrap=True)
     for chunk in next(iter(caches.values())):
