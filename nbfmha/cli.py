@@ -80,7 +80,8 @@ def validate(
         typer.Option(
             "--what",
             help="core: formats, layouts, the MMA, Q·K^T, the quantisers, the machine code. attention: nbfmha.attention, "
-            "recipe by recipe, and what each recipe costs on real data. all: both.",
+            "recipe by recipe, and what each recipe costs on real data. decode: nbfmha.PagedKVCache and nbfmha.decode, and "
+            "what the cache costs. all: all of them.",
         ),
     ] = "core",
     impl: Annotated[
@@ -98,7 +99,8 @@ def validate(
     plot: Annotated[Path | None, typer.Option("--plot", metavar="DIR", help="Draw layouts and results into DIR.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random cases.")] = 0,
 ):
-    """Check formats, layouts, the MMA, Q·K^T, quantisers, machine code; or attention. Exit code 1 where a check fails."""
+    """Check formats, layouts, the MMA, Q·K^T, quantisers, machine code; or attention; or decode. Exit code 1 where a check
+    fails."""
     from nbfmha.validate import session
 
     try:

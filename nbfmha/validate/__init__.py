@@ -2,8 +2,8 @@
 
 ``select_cases(what)`` lists them in the order of the table; a ``Context`` says what they run on. Modules: ``case`` (what
 a case is), ``runner``, ``report`` (tables, summary, JSON), ``implementations`` (who computes), ``warp_model`` (Q·K^T of
-one warp in NumPy), ``prepare`` (compiles ahead), ``problems`` and ``attention_problems`` (inputs and budgets), and modules
-of cases.
+one warp in NumPy), ``prepare`` (compiles ahead), ``problems``, ``attention_problems`` and ``decode_problems`` (inputs and
+budgets), ``cache_twin`` (a KV cache and its history), and modules of cases.
 """
 
 from nbfmha.validate.case import EVIDENCE, GROUPS, Case, Context, Result
@@ -23,8 +23,8 @@ __all__ = [
     "select_cases",
 ]
 
-WHAT = ("core", "attention", "all")
-"""What ``nbfmha validate --what`` can run: formats to Q·K^T and quantisers, attention, or both."""
+WHAT = ("core", "attention", "decode", "all")
+"""What ``nbfmha validate --what`` can run: formats to Q·K^T and quantisers, attention, decode and its KV cache, or all."""
 
 
 def select_cases(what: str = "core") -> tuple[Case, ...]:
@@ -32,6 +32,7 @@ def select_cases(what: str = "core") -> tuple[Case, ...]:
     from nbfmha.validate import (
         cases_assembled,
         cases_attention,
+        cases_decode,
         cases_formats,
         cases_fragments,
         cases_kernels,
@@ -51,5 +52,6 @@ def select_cases(what: str = "core") -> tuple[Case, ...]:
         cases_real,
         cases_assembled,
     )
-    modules = {"core": core, "attention": (cases_attention,), "all": (*core, cases_attention)}
+    modules = {"core": core, "attention": (cases_attention,), "decode": (cases_decode,)}
+    modules["all"] = tuple(module for part in modules.values() for module in part)
     return tuple(case for module in modules[check_choice("what", what, WHAT)] for case in module.registry.cases())

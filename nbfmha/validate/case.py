@@ -31,6 +31,7 @@ GROUPS = {
     "real": "real attention data",
     "assembled": "machine code",
     "attention": "attention, recipe by recipe",
+    "decode": "decode from a paged NVFP4 KV cache",
 }
 
 

@@ -1,4 +1,4 @@
-"""Who computes: the implementations of the MMA tile, tiled Q·K^T, quantisers and attention that a validation can run on.
+"""Who computes: the implementations of the MMA tile, tiled Q·K^T, quantisers, attention and decode for a validation.
 
 Each one is chosen by name and never replaced: asking for one that cannot run here raises with the reason. ``auto``
 takes the first that can, and ``explain_auto`` says why the others were passed over.
@@ -171,6 +171,16 @@ class KernelRunner(ABC):
         one_scale_a_row = resolve_recipe(options.get("recipe", DEFAULT_RECIPE)).scale_per == "row"
         impl = "legacy" if one_scale_a_row else self.kernels
         out, lse = attention(q, k, v, **options, impl=impl, return_lse=True)
+        return out.copy_to_host(), lse.copy_to_host()
+
+    def decode(self, q: np.ndarray, cache, seq_ids, **options) -> tuple[np.ndarray, np.ndarray]:
+        """``nbfmha.decode`` of q in NumPy, from a cache where kernels can reach it: (out, lse) in NumPy; out begins as
+        NaN."""
+        from nbfmha.decoding import decode
+
+        out = self.to_device(np.full(q.shape, np.nan, q.dtype))
+        options = {"impl": self.kernels, "out": out, "return_lse": True} | options
+        _, lse = decode(self.to_device(q), cache, seq_ids, **options)
         return out.copy_to_host(), lse.copy_to_host()
 
     def probe(self, mma: str, a, b, c, sfa, sfb, thread_id_a: int = 0, thread_id_b: int = 0) -> np.ndarray:

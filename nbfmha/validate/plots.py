@@ -1,4 +1,5 @@
-"""The drawings of ``nbfmha validate --plot``: layouts, the wrong packing, scores and attention with their errors."""
+"""The drawings of ``nbfmha validate --plot``: layouts, the wrong packing, scores, attention and KV caches with their
+errors."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nbfmha import nvfp4, scale_layouts, viz
-from nbfmha.validate import cases_attention, cases_mma, problems
+from nbfmha.validate import cases_attention, cases_decode, cases_mma, problems
 from nbfmha.validate.case import Context
 from nbfmha.validate.warp_model import MMA, Packing
 from ptx_inline.isa.fragments import fragment, wrong_row_major_fragment
@@ -15,10 +16,12 @@ from ptx_inline.isa.fragments import fragment, wrong_row_major_fragment
 def draw_all(directory: Path, context: Context, what: str = "core") -> Iterator[Path]:
     """Write every drawing of an entry of ``nbfmha.validate.WHAT`` into ``directory`` (PNG) and yield its path as soon as it
     is there."""
-    if what != "attention":
+    if what in ("core", "all"):
         yield from _draw_core(directory, context)
-    if what != "core":
+    if what in ("attention", "all"):
         yield from _draw_attention(directory)
+    if what in ("decode", "all"):
+        yield from _draw_decode(directory)
 
 
 def _draw_core(directory: Path, context: Context) -> Iterator[Path]:
@@ -43,6 +46,14 @@ def _draw_attention(directory: Path) -> Iterator[Path]:
     title = "each recipe against float64 attention, layer 9 of SmolLM2-135M, causal"
     yield viz.save(viz.draw_accuracy(outs, expected.out, title=title), directory / "attention_accuracy.png")
     yield viz.save(viz.draw_error_map(outs, expected.out, title=title), directory / "attention_error_map.png")
+
+
+def _draw_decode(directory: Path) -> Iterator[Path]:
+    """How far attention from each kind of KV cache is from float64 attention on the whole sample."""
+    table = cases_decode.cache_errors().items()
+    errors = {f"{name}, {chunk} at a time": error for name, row in table for chunk, error in row.items()}
+    title = "relative L2 of attention from each KV cache, n tokens appended at a time, layer 9 of SmolLM2-135M"
+    yield viz.save(viz.draw_relative_l2(errors, title=title), directory / "decode_quality.png")
 
 
 def draw_real_scores(context: Context, *, head: int = 0, queries: int = 192):

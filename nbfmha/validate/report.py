@@ -108,11 +108,13 @@ class LiveReport:
 
 
 def extra_tables(outcomes: Sequence[Outcome]) -> list[Block]:
-    """What cases found beyond one line each: the accuracy of the recipes."""
+    """What cases found beyond one line each: the accuracy of the recipes, and of the KV caches."""
     from nbfmha.validate.cases_attention import ACCURACY
+    from nbfmha.validate.cases_decode import QUALITY
 
-    found = [outcome.result.details for outcome in outcomes if outcome.case.name == ACCURACY]
-    return [accuracy_table(details["recipes"]) for details in found if "recipes" in details]
+    tables = {ACCURACY: ("recipes", accuracy_table), QUALITY: ("caches", quality_table)}
+    found = [(*tables[outcome.case.name], outcome.result.details) for outcome in outcomes if outcome.case.name in tables]
+    return [make(details[key]) for key, make, details in found if key in details]
 
 
 def accuracy_table(recipes: Mapping[str, Mapping[str, float]]) -> Block:
@@ -125,6 +127,18 @@ def accuracy_table(recipes: Mapping[str, Mapping[str, float]]) -> Block:
     for name, one in recipes.items():
         figures = (one["cosine"], one["relative_l2"], one["worst_row"], one["lse_error"])
         table.add_row(escape(name), f"{figures[0]:.5f}", *(f"{figure:.4f}" for figure in figures[1:]))
+    return Block(Text(title, "bold"), table)
+
+
+def quality_table(caches: Mapping[str, Mapping[int, float]]) -> Block:
+    """A row for each KV cache: tokens that are appended at a time -> relative L2, as ``nbfmha.accuracy`` has them."""
+    title = "Real attention (layer 9 of SmolLM2-135M) from a KV cache: relative L2 against float64, nothing quantised"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("cache", no_wrap=True)
+    for chunk in next(iter(caches.values())):
+        table.add_column(f"{chunk} tokens at a time", justify="right", no_wrap=True)
+    for name, errors in caches.items():
+        table.add_row(escape(name), *(f"{error:.4f}" for error in errors.values()))
     return Block(Text(title, "bold"), table)
 
 

@@ -37,19 +37,19 @@ def validate(*arguments):
 
 
 class TestWhat:
-    def test_core_is_the_default_and_all_is_both(self):
+    def test_core_is_the_default_and_all_is_all_of_them(self):
         assert select_cases() == select_cases("core")
-        assert select_cases("all") == (*select_cases("core"), *CASES)
+        assert select_cases("all") == (*select_cases("core"), *CASES, *select_cases("decode"))
         assert not {case.group for case in select_cases("core")} & {"attention"}
         assert {case.group for case in CASES} == {"attention"}
         names = [case.name for case in select_cases("all")]
         assert len(set(names)) == len(names)
 
     def test_refusals(self, no_gpu):
-        with pytest.raises(ValueError, match="what must be one of 'core', 'attention', 'all', got 'decode'"):
-            select_cases("decode")
+        with pytest.raises(ValueError, match="what must be one of 'core', 'attention', 'decode', 'all', got 'qk'"):
+            select_cases("qk")
         for arguments, text in (
-            (("--what", "decode"), "what must be one of 'core', 'attention', 'all', got 'decode'"),
+            (("--what", "qk"), "what must be one of 'core', 'attention', 'decode', 'all', got 'qk'"),
             (("--what", "attention", "--impl", "dequant"), "'dequant' cannot run here"),
             (("--what", "attention", "--json", "no/such/folder/x.json"), "cannot write no/such/folder/x.json"),
         ):

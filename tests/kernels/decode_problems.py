@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 
 import nbfmha
-from nbfmha import nvfp4, reference
+from nbfmha import nvfp4
 from nbfmha.kv_layout import BLOCK, CacheArrays, CacheLayout
+from nbfmha.validate.decode_problems import attention_from
 
 
 @dataclass(frozen=True)
@@ -109,17 +110,11 @@ class Built:
 
 def expected(call: Call, implementation: str, q, built: Built, sinks=None):
     """(out, lse) in float64: attention on what the cache stands for, as ``implementation`` takes q for it."""
-    options = {"softmax_scale": call.head_dim**-0.5} | call.options
     out = np.zeros(q.shape)
     lse = np.zeros((q.shape[0], q.shape[2], q.shape[1]))
-    for i, ((plain, codes), values) in enumerate(zip(built.k_parts, built.v_values, strict=True)):
-        rows = q[i].swapaxes(0, 1).astype(np.float64)
-        quantised = rows
-        if implementation == "blockscale":
-            quantised = nvfp4.dequantize(nvfp4.quantize(q[i].swapaxes(0, 1), scale="four_over_six")).astype(np.float64)
-        # q . km + quantised . k' for a token in a page, q . k for another: one product of twice the length
-        own_q, own_k = np.concatenate([rows, quantised], -1), np.concatenate([plain, codes], -1)
-        own, lse[i] = reference.attention(own_q, own_k, values, causal=True, sinks=sinks, return_lse=True, **options)
+    options = {"quantize_q": implementation == "blockscale", "sinks": sinks} | call.options
+    for i, (keys, values) in enumerate(zip(built.k_parts, built.v_values, strict=True)):
+        own, lse[i] = attention_from(q[i], *keys, values, **options)
         out[i] = own.swapaxes(0, 1)
     return out, lse
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 import nbfmha
-from nbfmha.cache_model import contents, mean_of_keys
 from nbfmha.emulated import Machine
 from nbfmha.kernels import append as kernels
 from nbfmha.page_pool import CacheFull
+from nbfmha.testing import assert_close
+from nbfmha.validate.cache_twin import CacheTwin
 from nbfmha.views import view_of
 
 NUMPY = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -26,26 +27,15 @@ def device(request):
     return EmulatedDevice() if request.param == "emulated" else GpuDevice(request.getfixturevalue("gpu"))
 
 
-class Twin:
-    """A cache and the history of each of its sequences, from which the model says what must be in it."""
+class Twin(CacheTwin):
+    """A cache beside its history, with tokens of its own making."""
 
     def __init__(self, device, seed=0, **options):
         chosen = {"pages": 40, "num_heads_kv": 2, "head_dim": 64, "page_size": 32, "max_sequences": 4, "max_length": 700}
         chosen |= {"dtype": "float16", "recent_tokens": 16, "sink_tokens": 16} | options
+        super().__init__(device.to_device, device.to_host, numpy_dtype=NUMPY[chosen["dtype"]], **chosen)
         self.device, self.rng = device, np.random.default_rng(seed)
-        like = device.to_device(np.zeros(8, np.float16))
-        self.cache = nbfmha.PagedKVCache(like=like, **chosen)
-        self.layout = self.cache.layout
         self.offset = 3 * self.rng.standard_normal((self.layout.num_heads_kv, self.layout.head_dim))
-        self.k, self.v, self.times, self.given = {}, {}, {}, {}
-
-    def allocate(self, count=1, k_mean=None):
-        ids = self.cache.allocate(count, k_mean=k_mean)
-        for i, seq in enumerate(ids):
-            empty = np.zeros((0, *self.offset.shape), NUMPY[self.layout.dtype])
-            self.k[seq], self.v[seq], self.times[seq] = empty, empty, []
-            self.given[seq] = None if k_mean is None else k_mean[i]
-        return ids
 
     def rows(self, count):
         """k and v (count, heads_kv, head_dim): k has a mean, v's magnitudes differ."""
@@ -56,73 +46,13 @@ class Twin:
 
     def append(self, chunks):
         """chunks: sequence -> tokens; without ``cu_seqlens`` where that is one for each."""
-        edges = np.cumsum([0, *chunks.values()])
-        k, v = self.rows(edges[-1])
-        single = all(count == 1 for count in chunks.values())
-        boundaries = {} if single else {"cu_seqlens": edges.tolist()}
-        self.cache.append(self.device.to_device(k), self.device.to_device(v), list(chunks), **boundaries)
-        self.note(list(chunks), edges, k, v)
-
-    def note(self, ids, edges, k, v):
-        for i, seq in enumerate(ids):
-            rows = slice(edges[i], edges[i + 1])
-            self.k[seq], self.v[seq] = np.concatenate([self.k[seq], k[rows]]), np.concatenate([self.v[seq], v[rows]])
-            self.times[seq].append(len(self.k[seq]))
-
-    def fork(self, seq, count=1):
-        ids = self.cache.fork(seq, count)
-        for new in ids:
-            self.k[new], self.v[new], self.given[new] = self.k[seq], self.v[seq], self.given[seq]
-            self.times[new] = list(self.times[seq])
-        return ids
-
-    def free(self, ids):
-        self.cache.free(ids)
-        for seq in ids:
-            del self.k[seq], self.v[seq], self.times[seq], self.given[seq]
+        super().append(chunks, *self.rows(sum(chunks.values())))
 
     def check(self, ids=None):
         """All sequences, or those of ``ids``, bit for bit."""
-        to_host, arrays, layout = self.device.to_host, self.cache.arrays, self.layout
-        host = {name: to_host(getattr(arrays, name)) for name in type(arrays).__dataclass_fields__}
-        for slot in range(self.cache.max_sequences):
-            assert host["lengths"][slot] == len(self.k.get(slot, ())), slot
-        assert not to_host(self.cache._tickets).any()
-        for seq in self.k if ids is None else ids:
-            n = len(self.k[seq])
-            k, v = (x[seq].swapaxes(0, 1) for x in (self.k, self.v))
-            assert self.cache.lengths_on_host([seq]).tolist() == [n]
-            k_mean = host["k_mean"][seq].astype(np.float32)
-            self.check_mean(seq, k, k_mean)
-            model = contents(k, v, layout, self.times[seq], k_mean=k_mean)
-            stop, ring = model.quantized_tokens, layout.ring_tokens
-            places, sinks = np.arange(stop, n) % ring, min(n, layout.sink_tokens)
-            for name, x in (("k", k), ("v", v)):
-                recent = host[f"{name}_recent"][seq][:, places]
-                np.testing.assert_array_equal(recent, x[:, stop:].astype(np.float64), err_msg=f"{name}_recent {seq}")
-                first = host[f"{name}_sinks"][seq][:, :sinks]
-                np.testing.assert_array_equal(first, x[:, :sinks].astype(np.float64), err_msg=f"{name}_sinks {seq}")
-            table = host["block_tables"][seq].astype(int)
-            pages = table[: layout.pages_of(n)]
-            assert (pages >= 0).all()
-            for name, axis, expected in (("k", 2, model.k_pages), ("v", 3, model.v_pages)):
-                for part, tokens_an_entry in (("codes", 2), ("scales", 16)):
-                    got = host[f"{name}_{part}"][pages].astype(np.uint8)  # (pages, heads, ...)
-                    got = np.concatenate(list(got), axis=axis - 1) if len(pages) else got.reshape(2, 0, 0)
-                    want = getattr(expected, part)
-                    got = got[:, :stop] if name == "k" else got[..., : stop // tokens_an_entry]
-                    if stop:
-                        np.testing.assert_array_equal(got, want, err_msg=f"{name}_{part} of sequence {seq}, {n} tokens")
-
-    def check_mean(self, seq, k, k_mean):
-        if self.given[seq] is not None:
-            np.testing.assert_array_equal(k_mean, self.given[seq])
-            return
-        expected = mean_of_keys(k, self.layout, self.times[seq]).astype(np.float64)
-        tokens = next((n for n in self.times[seq] if self.layout.quantized_tokens(n)), 0)
-        # every term is rounded at most once for each one that is added after it, and their sum is divided
-        budget = (tokens + 2) * 2.0**-24 * np.abs(k[:, :tokens].astype(np.float64)).mean(axis=1) if tokens else 0
-        assert (np.abs(k_mean - expected) <= budget).all(), seq
+        assert not self.to_host(self.cache._tickets).any()
+        for part in self.parts(ids):
+            assert_close(part.got, part.expected, part.budget, what=part.name)
 
 
 def test_one_token_at_a_time(device):
@@ -326,15 +256,16 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 2))
     def allocate(self, count):
-        if len(self.twin.k) + count <= 4:
+        if len(self.twin.sequences) + count <= 4:
             self.twin.allocate(count)
 
-    @precondition(lambda self: self.twin.k)
+    @precondition(lambda self: self.twin.sequences)
     @rule(data=st.data(), counts=st.lists(st.sampled_from([0, 1, 1, 1, 7, 16, 33, 70]), min_size=1, max_size=4))
     def append(self, data, counts):
-        ids = data.draw(st.lists(st.sampled_from(sorted(self.twin.k)), min_size=1, max_size=len(counts), unique=True))
+        some = st.sampled_from(sorted(self.twin.sequences))
+        ids = data.draw(st.lists(some, min_size=1, max_size=len(counts), unique=True))
         chunks = dict(zip(ids, counts, strict=False))
-        if any(len(self.twin.k[seq]) + count > 150 for seq, count in chunks.items()):
+        if any(len(self.twin.sequences[seq]) + count > 150 for seq, count in chunks.items()):
             with pytest.raises(ValueError, match="max_length = 150"):
                 self.twin.append(chunks)
         else:
@@ -342,16 +273,16 @@ class AnyOrder(RuleBasedStateMachine):
                 self.twin.append(chunks)
         self.twin.check()
 
-    @precondition(lambda self: 0 < len(self.twin.k) < 4)
+    @precondition(lambda self: 0 < len(self.twin.sequences) < 4)
     @rule(data=st.data())
     def fork(self, data):
-        self.twin.fork(data.draw(st.sampled_from(sorted(self.twin.k))))
+        self.twin.fork(data.draw(st.sampled_from(sorted(self.twin.sequences))))
         self.twin.check()
 
-    @precondition(lambda self: self.twin.k)
+    @precondition(lambda self: self.twin.sequences)
     @rule(data=st.data())
     def free(self, data):
-        self.twin.free([data.draw(st.sampled_from(sorted(self.twin.k)))])
+        self.twin.free([data.draw(st.sampled_from(sorted(self.twin.sequences)))])
         self.twin.check()
 
 
