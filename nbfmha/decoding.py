@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nbfmha import gpu_arrays
+from nbfmha import decode_plan, gpu_arrays
 from nbfmha.call import Place, check_gradients, check_place, place_of
 from nbfmha.dispatch import GATE, IMPLS, Unavailable, gate
 from nbfmha.kernels import decode as kernels
@@ -83,6 +83,14 @@ def decode(
     not fit together; :class:`nbfmha.dispatch.Unavailable` where no implementation, or not the one named, can run the call.
     All of them before anything is launched.
     """
+    key = plan = None
+    if lengths is None:
+        flags = bool(return_lse), sinks is not None
+        key = decode_plan.key_of(q, cache, impl, softmax_scale, window, softcap, num_splits, *flags)
+        plan = decode_plan.find(cache, key)
+        result = None if plan is None else plan.run(q, seq_ids, sinks, out)
+        if result is not None:
+            return result
     check_choice("impl", impl, IMPLS)
     place = place_of("q", q)
     if isinstance(cache, tuple):
@@ -120,6 +128,8 @@ def decode(
             raise ValueError(message("out", "in memory of its own", "memory that it shares with q"))
     lse = gpu_arrays.empty(q, (shape[0], shape[2], shape[1]), "float32") if return_lse else None
     kernels.decode(q, layout, arrays, seq_ids, problem, splits, implementation=name, out=out, lse=lse, sinks=sinks)
+    if key is not None and plan is None:
+        decode_plan.keep(key, q, layout, arrays, problem, splits, name, *flags)
     return (out, lse) if return_lse else out
 
 

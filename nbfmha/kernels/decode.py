@@ -26,10 +26,12 @@ sm_120a. head_dim 64, 128, 256.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nbfmha import gpu_arrays
+from nbfmha.gpu_arrays import Launch
 from nbfmha.kernels.combine import combine
 from nbfmha.kernels.decode_parts import LOG2E, result_pitch
 from nbfmha.kernels.decode_query import MMA_M
@@ -444,6 +446,57 @@ def choose_splits(
     return Splits(ctas, max(1, min(2 * multiprocessors // max(ctas, 1), work // least)), least)
 
 
+def part_shapes(layout: CacheLayout | ContiguousLayout, problem: Problem, splits: Splits) -> tuple[tuple[int, ...], ...]:
+    """Of ``part`` and ``part_lse``, float32, in which splits leave their results; empty where there is one split."""
+    rows = problem.batch * problem.seqlen_q * problem.num_heads_q
+    count = splits.num_splits
+    return ((count, rows, layout.head_dim), (count, rows)) if count > 1 else ()
+
+
+def launches(
+    q: Any,
+    layout: CacheLayout | ContiguousLayout,
+    arrays: CacheArrays,
+    seq_ids: Any | None,
+    problem: Problem,
+    splits: Splits,
+    *,
+    implementation: str,
+    out: Any,
+    lse: Any,
+    sinks: Any,
+    parts: Sequence[Any],
+) -> list[Launch]:
+    """What one pass queues, in order; ``parts``: arrays of ``part_shapes``, the others as in ``decode``."""
+    group, head_dim = problem.qhead_per_kvhead, layout.head_dim
+    rows = problem.seqlen_q * group
+    m_tiles, (left, _) = m_tiles_of(head_dim, rows), problem.bounds
+    # with several splits this kernel writes the parts alone
+    results = (parts[0], 0, *parts) if parts else (out, 0 if lse is None else lse, 0, 0)
+    held = (
+        arrays.k_codes, arrays.k_scales, arrays.v_codes, arrays.v_scales, arrays.k_recent, arrays.v_recent,
+        arrays.k_sinks, arrays.v_sinks, arrays.k_mean, arrays.lengths, arrays.block_tables,
+    )  # fmt: skip
+    arguments = (
+        *results, q,
+        *(0 if array is None else array for array in held),
+        *(0 if array is None else array for array in (seq_ids, sinks)),
+        *(int(x is not None) for x in (lse, sinks, seq_ids, arrays.lengths)),
+        problem.batch, splits.num_splits, splits.tiles, -(-rows // (MMA_M * m_tiles)), problem.seqlen_q,
+        layout.num_heads_kv, group, layout.page_size,
+        0 if seq_ids is None else arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens,
+        NO_LIMIT if left is None else min(left, NO_LIMIT), problem.softmax_scale, problem.softcap or 0.0,
+    )  # fmt: skip
+    general = problem.softcap is not None or problem.softmax_scale <= 0
+    kernel = decode_kernel(implementation, head_dim, layout.dtype, m_tiles, general, layout.page_size % TILE_N == 0)
+    smem_bytes = shared_bytes(implementation, head_dim, m_tiles)
+    grid = (splits.ctas * splits.num_splits,)
+    first = Launch(kernel, grid, (32 * WARPS[head_dim],), arguments, smem_bytes)
+    if not parts:
+        return [first]
+    return [first, combine(*parts, out, lse, sinks, splits.num_splits, layout.dtype, problem)]
+
+
 def decode(
     q: Any,
     layout: CacheLayout | ContiguousLayout,
@@ -465,34 +518,7 @@ def decode(
     """
     if not splits.ctas:
         return
-    group, head_dim = problem.qhead_per_kvhead, layout.head_dim
-    rows = problem.seqlen_q * group
-    m_tiles, all_rows = m_tiles_of(head_dim, rows), problem.batch * problem.seqlen_q * problem.num_heads_q
-    part = part_lse = None
-    if splits.num_splits > 1:
-        part = gpu_arrays.empty_for_parts(q, (splits.num_splits, all_rows, head_dim))
-        part_lse = gpu_arrays.empty_for_parts(q, (splits.num_splits, all_rows))
-    left, _ = problem.bounds
-    # with several splits this kernel writes the parts alone
-    results = (out, 0 if lse is None else lse, 0, 0) if part is None else (part, 0, part, part_lse)
-    held = (
-        arrays.k_codes, arrays.k_scales, arrays.v_codes, arrays.v_scales, arrays.k_recent, arrays.v_recent,
-        arrays.k_sinks, arrays.v_sinks, arrays.k_mean, arrays.lengths, arrays.block_tables,
-    )  # fmt: skip
-    arguments = (
-        *results, q,
-        *(0 if array is None else array for array in held),
-        *(0 if array is None else array for array in (seq_ids, sinks)),
-        *(int(x is not None) for x in (lse, sinks, seq_ids, arrays.lengths)),
-        problem.batch, splits.num_splits, splits.tiles, -(-rows // (MMA_M * m_tiles)), problem.seqlen_q,
-        layout.num_heads_kv, group, layout.page_size,
-        0 if seq_ids is None else arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens,
-        NO_LIMIT if left is None else min(left, NO_LIMIT), problem.softmax_scale, problem.softcap or 0.0,
-    )  # fmt: skip
-    general = problem.softcap is not None or problem.softmax_scale <= 0
-    kernel = decode_kernel(implementation, head_dim, layout.dtype, m_tiles, general, layout.page_size % TILE_N == 0)
-    smem_bytes = shared_bytes(implementation, head_dim, m_tiles)
-    grid = (splits.ctas * splits.num_splits,)
-    gpu_arrays.launch(kernel, grid, (32 * WARPS[head_dim],), arguments, smem_bytes)
-    if part is not None:
-        combine(part, part_lse, out, lse, sinks, layout.dtype, problem)
+    parts = [gpu_arrays.empty_for_parts(q, shape) for shape in part_shapes(layout, problem, splits)]
+    given = {"implementation": implementation, "out": out, "lse": lse, "sinks": sinks, "parts": parts}
+    for launch in launches(q, layout, arrays, seq_ids, problem, splits, **given):
+        gpu_arrays.launch(*launch)
