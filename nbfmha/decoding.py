@@ -26,7 +26,7 @@ EMULATED_MULTIPROCESSORS = 8
 
 
 class Cache(Protocol):
-    """What ``decode`` needs of a cache."""
+    """What ``decode`` needs of a cache, whose arrays stay where they are in memory."""
 
     layout: CacheLayout
     arrays: CacheArrays
@@ -83,6 +83,7 @@ def decode(
     not fit together; :class:`nbfmha.dispatch.Unavailable` where no implementation, or not the one named, can run the call.
     All of them before anything is launched.
     """
+    window = tuple(window) if isinstance(window, list) else window
     key = plan = None
     if lengths is None:
         flags = bool(return_lse), sinks is not None
@@ -106,7 +107,7 @@ def decode(
         check_gradients({"q": q, "sinks": sinks, "out": out})
     _check_array("q", q, layout.dtype)
     shape = tuple(q.shape)
-    problem = _problem(shape, layout, softmax_scale, _tuple(window), softcap, sinks is not None)
+    problem = _problem(shape, layout, softmax_scale, window, softcap, sinks is not None)
     name = _implementation(impl, layout, problem.seqlen_q * problem.qhead_per_kvhead, place)
     if num_splits is not None and (type(num_splits) is not int or not 1 <= num_splits <= 65535):
         raise ValueError(message("num_splits", "an integer in [1, 65535] or None", repr(num_splits)))
@@ -139,10 +140,6 @@ def _check_array(name: str, array: Any, dtype: str) -> None:
     gpu_arrays.check_contiguous(name, array)
     if not gpu_arrays.is_aligned(array, 16):
         raise ValueError(message(name, "at an address that is a multiple of 16", "another", "copy it first"))
-
-
-def _tuple(window: Any) -> Any:
-    return tuple(window) if isinstance(window, list) else window
 
 
 def _problem(shape: tuple[int, ...], layout: Layout, *options: Any) -> Problem:

@@ -144,6 +144,40 @@ def test_each_sequence_is_divided_by_the_length_that_the_device_knows(device, ma
     assert_decoded(device.to_host(out), device.to_host(lse), *expected(call, device.implementation, q, built))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_splits", [1, 3])
+def test_a_call_that_repeats_reads_the_tensors_of_its_own(gpu, num_splits):
+    """The second and later calls of a kind are prepared: other memory each time, and a CUDA graph at last."""
+    device, call = GpuDevice(gpu), Call((700, 130, 1500), heads=(4, 2), q_len=2)
+    built = Built(call, *call.inputs()[1:])
+    cache, ids = built.on(device, call), device.to_device(built.slots.astype(np.int32))
+    sinks = np.array([0.5, -3.0, 6.0, -np.inf], np.float32)
+    given = {"num_splits": num_splits, "return_lse": True}
+    kept = []
+    for seed in range(4):
+        q, own_sinks = call.inputs(seed)[0], sinks + seed
+        on_device = device.to_device(q), device.to_device(own_sinks)
+        out, lse = nbfmha.decode(on_device[0], cache, ids.clone(), sinks=on_device[1], **given)
+        kept.append((on_device, out, lse))
+        assert_decoded(device.to_host(out), device.to_host(lse), *expected(call, "dequant", q, built, own_sinks))
+    graph, stream = gpu.cuda.CUDAGraph(), gpu.cuda.Stream()
+    (q, on_sinks), *_ = kept[0]
+    with gpu.cuda.graph(graph, stream=stream):
+        out, lse = nbfmha.decode(q, cache, ids, sinks=on_sinks, **given)
+    q.copy_(kept[3][0][0])
+    on_sinks.copy_(kept[3][0][1])
+    graph.replay()
+    gpu.cuda.synchronize()
+    assert gpu.equal(out, kept[3][1])
+    assert gpu.equal(lse, kept[3][2])
+    with pytest.raises(ValueError, match="out must be in memory of its own"):
+        nbfmha.decode(q, cache, ids, sinks=on_sinks, out=q, **given)
+    with pytest.raises(TypeError, match=re.escape("seq_ids.dtype must be int32, got int64")):
+        nbfmha.decode(q, cache, ids.long(), sinks=on_sinks, **given)
+    with pytest.raises(ValueError, match="q must be contiguous"):
+        nbfmha.decode(q.transpose(0, 1).contiguous().transpose(0, 1), cache, ids, sinks=on_sinks, **given)
+
+
 def test_without_sequences_nothing_is_launched(device):
     call = Call((20,))
     cache = Built(call, *call.inputs()[1:]).on(device, call)
