@@ -62,18 +62,9 @@ class Plan:
         sizes = [math.prod(shape) for shape in shapes]
         self._scratch, self._part_bytes = sum(sizes), 4 * sizes[0] if sizes else 0
         launches = kernels.launches(
-            _Q,
-            layout,
-            arrays,
-            _SEQ_IDS,
-            problem,
-            splits,
-            implementation=implementation,
-            out=_OUT,
-            lse=_LSE if has_lse else None,
-            sinks=_SINKS if has_sinks else None,
-            parts=(_PART, _PART_LSE)[: len(shapes)],
-        )
+            _Q, layout, arrays, _SEQ_IDS, problem, splits, implementation=implementation, out=_OUT,
+            lse=_LSE if has_lse else None, sinks=_SINKS if has_sinks else None, parts=(_PART, _PART_LSE)[: len(shapes)],
+        )  # fmt: skip
         self._launches = [launch.prepare(device, _ADDRESSES) for launch in launches]
 
     def run(self, q: Any, seq_ids: Any, sinks: Any, out: Any) -> Any:
@@ -95,7 +86,7 @@ class Plan:
             if not out_at or out_at % 16 or abs(out_at - q_at) < self._bytes:
                 return None
         if self._lse_shape:
-            lse = torch.empty(self._lse_shape, dtype=torch.float32, device=self._device)
+            lse = torch.empty(*self._lse_shape, dtype=torch.float32, device=self._device)
             lse_at = lse.data_ptr()
         if self._scratch:
             part = torch.empty(self._scratch, dtype=torch.float32, device=self._device)
@@ -118,7 +109,7 @@ def key_of(
     has_lse: bool,
     has_sinks: bool,
 ) -> tuple | None:
-    """What tells calls on one cache apart but for their tensors' places; None for q of other libraries, and for (k, v)."""
+    """What tells calls on one cache apart, addresses aside; None for q of other libraries, and for (k, v)."""
     if not is_torch(q) or isinstance(cache, tuple):
         return None
     options = impl, softmax_scale, window, softcap, num_splits, has_lse, has_sinks

@@ -45,9 +45,8 @@ class Launch(NamedTuple):
 
     def prepare(self, device: int, addresses: int) -> Callable[[Sequence[int], int], None]:
         """As :meth:`~ptx_inline.toolchain.kernel.CompiledKernel.prepare`."""
-        return self.kernel.prepare(
-            device, self.grid, self.block, self.arguments, addresses, smem_bytes=self.smem_bytes
-        )
+        grid, block, arguments, smem_bytes = self[1:]
+        return self.kernel.prepare(device, grid, block, arguments, addresses, smem_bytes=smem_bytes)
 
 
 def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:
