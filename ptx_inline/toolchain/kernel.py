@@ -74,7 +74,8 @@ class CompiledKernel(ABC):
             smem_bytes: dynamic shared memory, up to the device's opt-in limit.
             stream: a CUDA stream handle; the current stream of the first array's library if ``None``.
 
-        Raises ``TypeError`` or ``ValueError`` for arguments that do not fit, before anything is queued.
+        Raises ``TypeError`` or ``ValueError`` for arguments that do not fit, before anything is queued; ``RuntimeError``
+        for what the driver refuses.
         """
         device, handle, values = self._reader.read(arguments, stream)
         if device is None:

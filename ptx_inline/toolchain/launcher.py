@@ -148,7 +148,8 @@ class LoadedKernel:
         self, device: int, call: functools.partial, parameters: Parameters, values: Sequence, stream: int
     ) -> None:
         error, current = self._driver.cuCtxGetDevice()
-        if error != self._success or int(current) != device:
+        elsewhere = error != self._success or int(current) != device
+        if elsewhere:
             self._device_type(device).set_current()
         try:
             smem_bytes = call.args[-1]
@@ -161,7 +162,7 @@ class LoadedKernel:
                 _, *sizes = call.args
                 raise RuntimeError(f"cuLaunchKernel answered {answer.name} for grid, block and shared bytes {sizes}")
         finally:
-            if error == self._success and int(current) != device:
+            if elsewhere and error == self._success:
                 self._device_type(int(current)).set_current()
 
     def _raise_shared_limit(self, device: int, smem_bytes: int) -> None:
