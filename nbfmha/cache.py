@@ -14,14 +14,36 @@ from typing import Any
 import numpy as np
 
 from nbfmha import gpu_arrays
+from nbfmha.append_plan import Appends
 from nbfmha.kv_layout import CacheArrays, CacheLayout, check_int
 from nbfmha.page_pool import Changes, PagePool, Stats
 from nbfmha.tiles import View
 from nbfmha.uploads import Uploads
 from nbfmha.validation import dtype_name, message
 from nbfmha.views import view_of
+from ptx_inline.toolchain.arrays import is_torch
 
 _HOST = "move it to the GPU, or to an emulated machine: nbfmha.emulated.Machine('sm_120a').array(x)"
+
+
+_GRANULE = 16
+"""Bytes of which addresses and strides of k and v are multiples."""
+_KINDS = 256
+"""Kinds of k and v that are remembered."""
+
+
+class Chunks:
+    """The chunks of one call: ``edges``, int64 (sequences + 1,), divide the rows of k and v."""
+
+    def __init__(self, slots: np.ndarray, edges: np.ndarray):
+        self.slots, self._edges = slots, edges
+        self.tokens = np.diff(edges)
+        self.longest = int(self.tokens.max()) if len(slots) else 0
+        self.key = "append", slots.tobytes(), edges.tobytes()
+
+    def work(self) -> np.ndarray:
+        """int32 (sequences, 3), as ``nbfmha.kernels.append`` reads it."""
+        return np.stack([self.slots, self._edges[:-1], self.tokens], axis=1).astype(np.int32)
 
 
 class PagedKVCache:
@@ -75,6 +97,9 @@ class PagedKVCache:
         )
         self._place = gpu_arrays.place_of(self.arrays.lengths)
         self._uploads = Uploads(self.arrays.lengths)
+        self._appends = Appends(self.arrays, self.layout, self._mean_given, self._tickets)
+        self._known_rows: dict[tuple, tuple] = {}
+        self._last_chunks = Chunks(np.zeros(0, np.int64), np.zeros(1, np.int64))
 
     def allocate(self, count: int = 1, *, k_mean: Any = None) -> list[int]:
         """Ids of ``count`` new, empty sequences.
@@ -113,30 +138,24 @@ class PagedKVCache:
         max_length, for ids that are no sequences, shapes or strides; ``TypeError`` for a wrong dtype, library or place;
         ``RuntimeError`` for what a capture has not.
         """
-        from nbfmha.kernels import append as kernels
-
         slots = self._pool.slots("seq_ids", seq_ids)
-        views = self._check_rows("k", k), self._check_rows("v", v)
-        rows = k.shape[0]
-        if v.shape[0] != rows:
-            raise ValueError(message("v", f"of shape {tuple(k.shape)}, as k", tuple(v.shape)))
-        edges = _check_edges(cu_seqlens, len(slots), rows)
-        tokens = np.diff(edges)
+        rows = self._rows(k, v)
+        chunks = self._chunks_of(cu_seqlens, slots, k.shape[0])
         capturing = gpu_arrays.is_capturing(self.arrays.lengths)
-        if capturing and not self._pool.has_reserved(slots, tokens):
+        longer = self._pool.grown(slots, chunks.tokens)
+        if capturing and longer is None and not self._pool.has_reserved(slots, chunks.tokens):
             raise RuntimeError("pages of captured appends must be there before the capture; call reserve first")
-        work = self._uploads.get(
-            ("append", slots.tobytes(), edges.tobytes()),
-            lambda: np.stack([slots, edges[:-1], tokens], axis=1).astype(np.int32),
-        )
-        if not capturing:
-            self._follow(self._pool.reserve(slots, tokens))
-        if rows:
-            longest = int(tokens.max())
-            given, tickets = self._mean_given, self._tickets
-            kernels.append(self.arrays, self.layout, *views, work, longest, mean_given=given, tickets=tickets)
-        if not capturing:
-            self._pool.advance(slots, tokens)
+        work = self._uploads.get(chunks.key, chunks.work)
+        if longer is None and not capturing:
+            self._follow(self._pool.reserve(slots, chunks.tokens))
+        if chunks.longest:
+            self._appends.queue(*rows, work, chunks.longest)
+        if capturing:
+            return
+        if longer is None:
+            self._pool.advance(slots, chunks.tokens)
+        else:
+            self._pool.note(slots, longer)
 
     def reserve(self, seq_ids: Sequence[int], tokens: int | Sequence[int]) -> None:
         """Give each sequence the pages of ``tokens`` more tokens (one number, or one each), so that appending these
@@ -242,6 +261,30 @@ class PagedKVCache:
         if gpu_arrays.is_capturing(self.arrays.lengths):
             raise RuntimeError("pages and sequences cannot change hands while a CUDA graph is captured; do it before")
 
+    def _rows(self, k: Any, v: Any) -> tuple[View, View]:
+        """Views of both. Tensors of torch that lie as some that have passed the checks pass them, if they are aligned."""
+        key = _kind(k), _kind(v)
+        strides = None if None in key else self._known_rows.get(key)
+        if strides is not None and not (k.data_ptr() | v.data_ptr()) % _GRANULE:
+            return View(k, strides[0]), View(v, strides[1])
+        views = self._check_rows("k", k), self._check_rows("v", v)
+        if v.shape[0] != k.shape[0]:
+            raise ValueError(message("v", f"of shape {tuple(k.shape)}, as k", tuple(v.shape)))
+        if None not in key:
+            if len(self._known_rows) >= _KINDS:
+                self._known_rows.clear()
+            self._known_rows[key] = views[0].strides, views[1].strides
+        return views
+
+    def _chunks_of(self, cu_seqlens: Any, slots: np.ndarray, rows: int) -> Chunks:
+        """The chunks of a call; those of the last one where the sequences are the same, a token each."""
+        if cu_seqlens is None and self._last_chunks.slots is slots and rows == len(slots):
+            return self._last_chunks
+        chunks = Chunks(slots, _check_edges(cu_seqlens, len(slots), rows))
+        if cu_seqlens is None:
+            self._last_chunks = chunks
+        return chunks
+
     def _check_rows(self, name: str, x: Any) -> View:
         _check_place(name, x)
         if gpu_arrays.place_of(x) != self._place:
@@ -253,7 +296,7 @@ class PagedKVCache:
         shape, heads = tuple(x.shape), (self.layout.num_heads_kv, self.layout.head_dim)
         if len(shape) != 3 or shape[1:] != heads:
             raise ValueError(message(name, f"of shape (tokens, {heads[0]}, {heads[1]})", shape))
-        return view_of(name, x, "bshd", self.layout.dtype, 16)
+        return view_of(name, x, "bshd", self.layout.dtype, _GRANULE)
 
     def _check_mean(self, k_mean: Any, count: int) -> Any:
         if not isinstance(k_mean, np.ndarray):
@@ -268,6 +311,11 @@ class PagedKVCache:
         if tuple(k_mean.shape) != expected:
             raise ValueError(message("k_mean", f"of shape {expected}", tuple(k_mean.shape)))
         return self._upload(k_mean) if isinstance(k_mean, np.ndarray) else k_mean
+
+
+def _kind(x: Any) -> tuple | None:
+    """All of a torch tensor that ``_check_rows`` looks at but its address; None for another array."""
+    return (x.dtype, x.shape, x.stride(), x.get_device()) if is_torch(x) else None
 
 
 def _check_place(name: str, array: Any) -> None:

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nbfmha import gpu_arrays
+from nbfmha import decode_plan, gpu_arrays
 from nbfmha.call import Place, check_gradients, check_place, place_of
 from nbfmha.dispatch import GATE, IMPLS, Unavailable, gate
 from nbfmha.kernels import decode as kernels
+from nbfmha.kernels import decode_sizes as sizes
+from nbfmha.kernels.decode_sizes import Layout
 from nbfmha.kv_layout import BLOCK, DTYPES, HEAD_DIMS, CacheArrays, CacheLayout
 from nbfmha.problem import Problem
 from nbfmha.quantized_operands import check_memory
@@ -20,13 +22,12 @@ from nbfmha.views import overlap
 from ptx_inline.toolchain import Target
 from ptx_inline.toolchain.launcher import multiprocessors
 
-Layout = CacheLayout | kernels.ContiguousLayout
 EMULATED_MULTIPROCESSORS = 8
 """Of an emulated machine, which has none: enough for several splits, few enough to run."""
 
 
 class Cache(Protocol):
-    """What ``decode`` needs of a cache."""
+    """What ``decode`` needs of a cache, whose arrays stay where they are in memory."""
 
     layout: CacheLayout
     arrays: CacheArrays
@@ -83,6 +84,15 @@ def decode(
     not fit together; :class:`nbfmha.dispatch.Unavailable` where no implementation, or not the one named, can run the call.
     All of them before anything is launched.
     """
+    window = tuple(window) if isinstance(window, list) else window
+    key = plan = None
+    if lengths is None:
+        flags = bool(return_lse), sinks is not None
+        key = decode_plan.key_of(q, cache, impl, softmax_scale, window, softcap, num_splits, *flags)
+        plan = decode_plan.find(cache, key)
+        result = None if plan is None else plan.run(q, seq_ids, sinks, out)
+        if result is not None:
+            return result
     check_choice("impl", impl, IMPLS)
     place = place_of("q", q)
     if isinstance(cache, tuple):
@@ -98,11 +108,11 @@ def decode(
         check_gradients({"q": q, "sinks": sinks, "out": out})
     _check_array("q", q, layout.dtype)
     shape = tuple(q.shape)
-    problem = _problem(shape, layout, softmax_scale, _tuple(window), softcap, sinks is not None)
+    problem = _problem(shape, layout, softmax_scale, window, softcap, sinks is not None)
     name = _implementation(impl, layout, problem.seqlen_q * problem.qhead_per_kvhead, place)
     if num_splits is not None and (type(num_splits) is not int or not 1 <= num_splits <= 65535):
         raise ValueError(message("num_splits", "an integer in [1, 65535] or None", repr(num_splits)))
-    splits = kernels.choose_splits(
+    splits = sizes.choose_splits(
         layout, problem, max_length, num_splits, implementation=name, target=place.target,
         multiprocessors=_multiprocessors(place),
     )  # fmt: skip
@@ -123,6 +133,8 @@ def decode(
             raise ValueError(message("out", "in memory of its own", "memory that it shares with q"))
     lse = gpu_arrays.empty(q, (shape[0], shape[2], shape[1]), "float32") if return_lse else None
     kernels.decode(q, layout, arrays, seq_ids, problem, splits, implementation=name, out=out, lse=lse, sinks=sinks)
+    if key is not None and plan is None:
+        decode_plan.keep(key, q, layout, arrays, problem, splits, name, *flags)
     return (out, lse) if return_lse else out
 
 
@@ -132,10 +144,6 @@ def _check_array(name: str, array: Any, dtype: str) -> None:
     gpu_arrays.check_contiguous(name, array)
     if not gpu_arrays.is_aligned(array, 16):
         raise ValueError(message(name, "at an address that is a multiple of 16", "another", "copy it first"))
-
-
-def _tuple(window: Any) -> Any:
-    return tuple(window) if isinstance(window, list) else window
 
 
 def _problem(shape: tuple[int, ...], layout: Layout, *options: Any) -> Problem:
@@ -200,7 +208,7 @@ def _implementation(impl: str, layout: Layout, rows: int, place: Place) -> str:
 @functools.lru_cache(maxsize=256)
 def _reasons(layout: Layout, rows: int, target: Target, blockscale: bool) -> dict[str, str | None]:
     """Why each implementation cannot run a call, in the order in which "auto" asks; None for one that can."""
-    reasons = {name: kernels.why_not(layout, rows, name, target) for name in kernels.IMPLEMENTATIONS}
+    reasons = {name: sizes.why_not(layout, rows, name, target) for name in kernels.IMPLEMENTATIONS}
     if not blockscale:
         reasons["blockscale"] = f"switched off by {GATE}=0"
     return reasons
@@ -233,7 +241,7 @@ def _integers(name: str, given: Any, q: Any, batch: int, largest: int, place: Pl
 
 def _contiguous(
     pair: tuple[Any, ...], q: Any, seq_ids: Any, lengths: Any, place: Place
-) -> tuple[kernels.ContiguousLayout, CacheArrays, int]:
+) -> tuple[sizes.ContiguousLayout, CacheArrays, int]:
     """(k, v) as a cache in which every sequence is one page, and its longest sequence."""
     if len(pair) != 2 or not all(isinstance(x, QuantizedTensor) for x in pair):
         got = ", ".join(type(x).__name__ for x in pair)
@@ -261,7 +269,7 @@ def _contiguous(
     dtype = check_choice("q.dtype", dtype_name(q), DTYPES, "convert it first")
     if lengths is not None:
         lengths = _integers("lengths", lengths, q, batch, tokens, place)
-    layout = kernels.ContiguousLayout(heads, head_dim, tokens, dtype)
+    layout = sizes.ContiguousLayout(heads, head_dim, tokens, dtype)
     arrays = CacheArrays(k.codes, k.scales, v.codes, v.scales, None, None, None, None, None, lengths, None)
     return layout, arrays, tokens
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +32,21 @@ def launch(
         arguments[0].machine.launch(kernel, grid, block, arguments, smem_bytes)
     else:
         kernel.launch(grid, block, arguments, smem_bytes=smem_bytes)
+
+
+class Launch(NamedTuple):
+    """One launch, as ``launch`` takes it."""
+
+    kernel: Kernel
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    arguments: tuple
+    smem_bytes: int = 0
+
+    def prepare(self, device: int, addresses: int) -> Callable[[Sequence[int], int], None]:
+        """As :meth:`~ptx_inline.toolchain.kernel.CompiledKernel.prepare`."""
+        grid, block, arguments, smem_bytes = self[1:]
+        return self.kernel.prepare(device, grid, block, arguments, addresses, smem_bytes=smem_bytes)
 
 
 def empty(like: Any, shape: tuple[int, ...], dtype: str) -> Any:

@@ -108,12 +108,22 @@ class PagePool:
         self._room[slots] = self._room_of(slots)
         return slots
 
+    def grown(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray | None:
+        """int64 (slots,): lengths with ``tokens`` more tokens a slot, where ``reserve`` surely has nothing to do for them;
+        None elsewhere."""
+        longer = self.lengths[slots] + tokens
+        return None if np.count_nonzero(longer > self._room[slots]) else longer
+
+    def note(self, slots: np.ndarray, longer: np.ndarray) -> None:
+        """``advance`` to the lengths that ``grown`` gave."""
+        self.lengths[slots] = longer
+
     def reserve(self, slots: np.ndarray, tokens: np.ndarray) -> Changes:
         """Own the pages of ``tokens`` more tokens a slot, and alone those that they will be written to.
 
         Raises ``ValueError`` beyond max_length, ``CacheFull`` where pages are missing.
         """
-        if (self.lengths[slots] + tokens <= self._room[slots]).all():
+        if self.grown(slots, tokens) is not None:
             return _NOTHING
         missing, columns, shared = self._wanted(slots, tokens)
         writes_to = self.tables[slots, columns]
@@ -136,10 +146,11 @@ class PagePool:
     def advance(self, slots: np.ndarray, tokens: np.ndarray) -> None:
         """Note that ``tokens`` more tokens a slot have been appended. Raises ``ValueError`` where their pages are
         missing."""
-        longer = self.lengths[slots] + tokens
-        if (longer <= self._room[slots]).all():
-            self.lengths[slots] = longer
+        longer = self.grown(slots, tokens)
+        if longer is not None:
+            self.note(slots, longer)
             return
+        longer = self.lengths[slots] + tokens
         short = (longer > self.max_length) | (self.layout.pages_of(longer) > self._owned[slots])
         if short.any():
             worst = slots[np.flatnonzero(short)[0]]
@@ -178,7 +189,7 @@ class PagePool:
 
     def has_reserved(self, slots: np.ndarray, tokens: np.ndarray) -> bool:
         """Whether ``reserve`` would change nothing. Raises ``ValueError`` beyond max_length."""
-        if (self.lengths[slots] + tokens <= self._room[slots]).all():
+        if self.grown(slots, tokens) is not None:
             return True
         missing, _, shared = self._wanted(slots, tokens)
         return not missing.any() and not shared.any()

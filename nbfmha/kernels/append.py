@@ -30,6 +30,7 @@ import functools
 from typing import Any
 
 from nbfmha import gpu_arrays
+from nbfmha.gpu_arrays import Launch
 from nbfmha.kernels.blocks import make_quantize_block, make_widen
 from nbfmha.kernels.prepass_load import make_load_16, make_widen_pair
 from nbfmha.kv_layout import BLOCK, CacheArrays, CacheLayout
@@ -317,6 +318,49 @@ def mean_kernel(dtype: str, head_dim: int) -> Kernel:
     return Kernel(make_mean, signature, constants, launch_bounds=(mean_threads_of(head_dim),))
 
 
+def parts_of(longest: int) -> int:
+    """CTAs of a head of a sequence, for a longest chunk of so many rows."""
+    return max(1, -(-longest // TOKENS_A_CTA))
+
+
+def launches(
+    arrays: CacheArrays,
+    layout: CacheLayout,
+    k: View,
+    v: View,
+    work: Any,
+    sequences: int,
+    parts: int,
+    *,
+    mean_given: Any,
+    tickets: Any,
+) -> list[Launch]:
+    """What the append of a chunk to each of ``sequences`` queues, in order: ``parts`` as ``parts_of`` has it, the others as
+    in ``append``. Raises ``ValueError`` for more CTAs than a launch has."""
+    if not sequences:
+        return []
+    heads, width = layout.num_heads_kv, arrays.block_tables.shape[1]
+    ctas = sequences * heads * parts
+    if ctas > _MAX_CTAS:
+        raise ValueError(message("k, v", f"small enough for {_MAX_CTAS} CTAs", ctas, "append fewer sequences at once"))
+    a, (_, k_h, k_t), (_, v_h, v_t) = arrays, k.strides, v.strides
+    arguments = (
+        a.k_codes, a.k_scales, a.v_codes, a.v_scales, a.k_recent, a.v_recent, a.v_recent, a.k_sinks, a.v_sinks,
+        a.k_mean, a.lengths, a.block_tables, mean_given, tickets, k.array, v.array, v.array, work, k_h, k_t, v_h, v_t,
+        heads, parts, width, layout.page_size, layout.recent_tokens, layout.sink_tokens, int(parts == 1),
+    )  # fmt: skip
+    kernel = append_kernel(layout.dtype, layout.head_dim, layout.scale)
+    last = Launch(kernel, (ctas,), (threads_of(layout.head_dim),), arguments)
+    if parts == 1:
+        return [last]
+    arguments = (
+        a.k_mean, a.k_recent, a.lengths, a.block_tables, mean_given, k.array, work, k_h, k_t, heads, width,
+        layout.page_size, layout.recent_tokens,
+    )  # fmt: skip
+    kernel = mean_kernel(layout.dtype, layout.head_dim)
+    return [Launch(kernel, (sequences * heads,), (mean_threads_of(layout.head_dim),), arguments), last]
+
+
 def append(
     arrays: CacheArrays,
     layout: CacheLayout,
@@ -340,25 +384,6 @@ def append(
 
     Raises ``ValueError`` for more CTAs than a launch has.
     """
-    sequences, heads, width = work.shape[0], layout.num_heads_kv, arrays.block_tables.shape[1]
-    if not sequences:
-        return
-    parts = max(1, -(-longest // TOKENS_A_CTA))
-    ctas = sequences * heads * parts
-    if ctas > _MAX_CTAS:
-        raise ValueError(message("k, v", f"small enough for {_MAX_CTAS} CTAs", ctas, "append fewer sequences at once"))
-    a, (_, k_h, k_t), (_, v_h, v_t) = arrays, k.strides, v.strides
-    if parts > 1:
-        arguments = (
-            a.k_mean, a.k_recent, a.lengths, a.block_tables, mean_given, k.array, work, k_h, k_t, heads, width,
-            layout.page_size, layout.recent_tokens,
-        )  # fmt: skip
-        kernel = mean_kernel(layout.dtype, layout.head_dim)
-        gpu_arrays.launch(kernel, (sequences * heads,), (mean_threads_of(layout.head_dim),), arguments)
-    arguments = (
-        a.k_codes, a.k_scales, a.v_codes, a.v_scales, a.k_recent, a.v_recent, a.v_recent, a.k_sinks, a.v_sinks,
-        a.k_mean, a.lengths, a.block_tables, mean_given, tickets, k.array, v.array, v.array, work, k_h, k_t, v_h, v_t,
-        heads, parts, width, layout.page_size, layout.recent_tokens, layout.sink_tokens, int(parts == 1),
-    )  # fmt: skip
-    kernel = append_kernel(layout.dtype, layout.head_dim, layout.scale)
-    gpu_arrays.launch(kernel, (ctas,), (threads_of(layout.head_dim),), arguments)
+    given = {"mean_given": mean_given, "tickets": tickets}
+    for launch in launches(arrays, layout, k, v, work, work.shape[0], parts_of(longest), **given):
+        gpu_arrays.launch(*launch)

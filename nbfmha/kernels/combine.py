@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from nbfmha import gpu_arrays
+from nbfmha.gpu_arrays import Launch
 from nbfmha.problem import Problem
 from ptx_inline.toolchain import Kernel
 
@@ -109,12 +109,15 @@ def combine_kernel(head_dim: int, dtype: str) -> Kernel:
     return Kernel(make_combine, _SIGNATURE, {"head_dim": head_dim, "dtype": dtype}, launch_bounds=(THREADS,))
 
 
-def combine(part: Any, part_lse: Any, out: Any, lse: Any, sinks: Any, dtype: str, problem: Problem) -> None:
-    """Merge float32 parts (num_splits, rows, head_dim) and (num_splits, rows), rows in the order of ``out``, (batch, q_len,
-    num_heads_q, head_dim) of ``dtype``, which is filled, as is ``lse`` (batch, num_heads_q, q_len) where it is one."""
-    num_splits, rows, head_dim = part.shape
+def combine(
+    part: Any, part_lse: Any, out: Any, lse: Any, sinks: Any, num_splits: int, dtype: str, problem: Problem
+) -> Launch:
+    """The launch that merges float32 parts (num_splits, rows, head_dim) and (num_splits, rows), rows in the order of
+    ``out``, (batch, q_len, num_heads_q, head_dim) of ``dtype``, which is filled, as is ``lse`` (batch, num_heads_q, q_len)
+    where it is one."""
+    rows = problem.batch * problem.seqlen_q * problem.num_heads_q
     arguments = (
         out, 0 if lse is None else lse, part, part_lse, 0 if sinks is None else sinks, int(lse is not None),
         int(sinks is not None), num_splits, rows, problem.num_heads_q, problem.seqlen_q,
     )  # fmt: skip
-    gpu_arrays.launch(combine_kernel(head_dim, dtype), (rows,), (THREADS,), arguments)
+    return Launch(combine_kernel(problem.head_dim, dtype), (rows,), (THREADS,), arguments)

@@ -30,95 +30,32 @@ one place for K and one for V a warp is then enough to have 70 KiB of an SM on t
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from nbfmha import gpu_arrays
+from nbfmha.gpu_arrays import Launch
 from nbfmha.kernels.combine import combine
-from nbfmha.kernels.decode_parts import LOG2E, SIXTEEN_TILE, sixteen_pitch
+from nbfmha.kernels.decode_parts import LOG2E, SIXTEEN_TILE
 from nbfmha.kernels.decode_query import Q_TILE
-from nbfmha.kernels.out_columns import m_tiles_of, result_pitch, sides_of
-from nbfmha.kernels.paged_products import UNIT, words_of_lane
-from nbfmha.kernels.tile_16bit import row_pitch
-from nbfmha.kernels.tile_paged import PagedStage
-from nbfmha.kv_layout import BLOCK, HEAD_DIMS, CacheArrays, CacheLayout
+from nbfmha.kernels.decode_sizes import RESIDENT_WARPS, SIXTEEN_WEIGHT, Layout, Memory, Splits, q_tiles_of, row_tiles_of
+from nbfmha.kernels.out_columns import m_tiles_of, sides_of
+from nbfmha.kernels.paged_products import UNIT
+from nbfmha.kv_layout import BLOCK, CacheArrays
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N
-from ptx_inline.isa.shared_memory import shared_limit
-from ptx_inline.toolchain import Kernel, Target
+from ptx_inline.toolchain import Kernel
 
 IMPLEMENTATIONS = ("blockscale", "dequant")
-WARPS = 4
-RESIDENT = {(64, 1): 4, (64, 2): 4, (64, 4): 3, (128, 1): 4, (128, 2): 3, (128, 4): 2, (256, 1): 2, (256, 2): 2}
-"""CTAs whose registers an SM holds at once, by head_dim and query tiles: 4 leave 128 registers a thread, 3 168, 2 255."""
-SIXTEEN_WEIGHT = 2
-"""NVFP4 tiles that a tile in 16 bits, of half as many tokens, counts as, by its bytes: 8 / 4.5."""
 MAX_QUERIES = 16
 NO_LIMIT = 1 << 30  # of a window's side
 
 
-@dataclass(frozen=True)
-class ContiguousLayout:
-    """Sequences that are one page each, all of it in NVFP4 without a mean, in the words of ``CacheLayout``.
-
-    ``page_size``: tokens of each, a multiple of 16 of any size.
-    """
-
-    num_heads_kv: int
-    head_dim: int
-    page_size: int
-    dtype: str
-    recent_tokens: int = 0
-    sink_tokens: int = 0
-    ring_tokens: int = 0
-
-    def quantized_tokens(self, length: int) -> int:
-        """All of them."""
-        return length
-
-
-def q_tiles_of(head_dim: int, rows: int) -> int:
-    """Tiles of 8 rows that a CTA has, for so many rows of a head of K and V: more of them share the work for each element
-    of the cache, as far as their accumulators fit the registers."""
-    most = 4 if head_dim <= 128 else 2
-    return next((tiles for tiles in (1, 2) if rows <= Q_TILE * tiles), most)
-
-
-def row_tiles_of(head_dim: int, rows: int) -> int:
-    """CTAs that share so many rows."""
-    return -(-rows // (Q_TILE * q_tiles_of(head_dim, rows)))
-
-
-def _stage(implementation: str, head_dim: int, q_tiles: int) -> PagedStage:
-    return PagedStage(head_dim, words_of_lane(head_dim, q_tiles) if implementation == "dequant" else 0)
-
-
-def _q_bytes(implementation: str, head_dim: int, q_tiles: int) -> tuple[int, int]:
-    """Of Q as it came, and of Q for the NVFP4 tiles."""
-    rows = Q_TILE * q_tiles
-    codes = rows * (head_dim // 2 + head_dim // BLOCK)
-    return rows * row_pitch(head_dim), rows * row_pitch(head_dim) if implementation == "dequant" else codes
-
-
-def _fixed_bytes(implementation: str, head_dim: int, q_tiles: int) -> int:
-    """Of Q and q . km, in whole lines of 128: what follows is copied to in lines."""
-    return -(-(sum(_q_bytes(implementation, head_dim, q_tiles)) + 4 * Q_TILE * q_tiles) // 128) * 128
-
-
-def _warp_bytes(implementation: str, head_dim: int, q_tiles: int) -> int:
-    stage = _stage(implementation, head_dim, q_tiles).bytes
-    return max(stage, SIXTEEN_TILE * sixteen_pitch(head_dim), Q_TILE * q_tiles * result_pitch(head_dim))
-
-
-def shared_bytes(implementation: str, head_dim: int, q_tiles: int) -> int:
-    """Dynamic shared memory of a CTA, in bytes."""
-    return _fixed_bytes(implementation, head_dim, q_tiles) + WARPS * _warp_bytes(implementation, head_dim, q_tiles)
-
-
-def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, whole: bool):
+def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, whole: bool, warps: int):
     """Kernel ``decode(out, ...)``: arguments as ``SIGNATURE`` lists them.
 
     general: scores need more than one positive factor (softcap, or softmax_scale <= 0). whole: pages of whole tiles.
+    warps: of a CTA.
     """
     import numpy as np
     from numba import cuda
@@ -130,23 +67,23 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
-    wait_but_newest, load_shared, float_of = dev.cp_async_wait_group_1, dev.ld_shared_u32, dev.mov_f32_b32
-    unknown = dev.unknown_u32
-    blockscale, stage_of = implementation == "blockscale", _stage(implementation, head_dim, q_tiles)
-    warps, threads, m_tiles, sides = WARPS, 32 * WARPS, m_tiles_of(q_tiles), sides_of(q_tiles)
+    wait_but_newest, wait_but_two, unknown = dev.cp_async_wait_group_1, dev.cp_async_wait_group_2, dev.unknown_u32
+    load_shared, float_of, shuffle = dev.ld_shared_u32, dev.mov_f32_b32, dev.shfl_sync_idx_b32
+    blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
+    threads, m_tiles, sides = 32 * warps, m_tiles_of(q_tiles), sides_of(q_tiles)
     cta_rows, c_tiles, n_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 8, head_dim // 64
-    plain_bytes, quantised_bytes = _q_bytes(implementation, head_dim, q_tiles)
-    fixed_bytes = _fixed_bytes(implementation, head_dim, q_tiles)
-    warp_bytes, stats_bytes = _warp_bytes(implementation, head_dim, q_tiles), 8 * cta_rows
-    chunks, codes_bytes = head_dim // 4, cta_rows * head_dim // 2
+    at_q_tile, at_shifts, at_mean, at_warps, warp_bytes = (
+        memory.q_tile, memory.shifts, memory.mean, memory.warps, memory.warp_bytes
+    )  # fmt: skip
+    stats_bytes, chunks, codes_bytes = 8 * cta_rows, head_dim // 4, cta_rows * head_dim // 2
     scale_words, pv_steps = (k_steps + 1) // 2, TILE_N // 16
     k_unit = 1.0 if blockscale else UNIT
 
     make = functools.cache(lambda factory, *constants: factory(*constants))
-    load_queries = decode_query.make_load_queries(head_dim, dtype, q_tiles, threads, not blockscale)
-    (load_k, load_v), find_page = tile_paged.make_load_tile(stage_of, whole), tile_paged.make_find_page()
+    fetch_queries, prepare_queries = decode_query.make_load_queries(head_dim, dtype, q_tiles, threads, not blockscale)
+    (load_k, load_v), find_page = tile_paged.make_load_tile(memory.stage, whole), tile_paged.make_find_page()
     pack = make(out_columns.make_pack_columns, "float16", q_tiles, n_tiles)
-    pv, mask = paged_products.make_pv(stage_of, q_tiles), softmax.make_mask_ranges("widened", sides, n_tiles)
+    pv, mask = paged_products.make_pv(memory.stage, q_tiles), softmax.make_mask_ranges("widened", sides, n_tiles)
     general_scores = make(softmax.make_general_scores, sides, n_tiles)
     weights = make(softmax.make_weights, sides, n_tiles, 0.0)
     rescale = make(out_columns.make_rescale_columns, head_dim, q_tiles)
@@ -157,23 +94,29 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     # Q K^T of a tile, and Q as it reads it. Numba types every branch, so each implementation is its functions
     if blockscale:
         quantize_queries, load_fragments = decode_query.make_quantize_queries(head_dim, dtype, q_tiles, threads)
-        qk_codes = paged_products.make_qk_codes(stage_of, q_tiles)
+        qk_codes = paged_products.make_qk_codes(memory.stage, q_tiles)
 
         @cuda.jit(device=True, forceinline=True)
-        def prepare_q(a, sfa, plain, own_q, thread):
+        def quantize_q(plain, own_q, thread):
             quantize_queries(plain, own_q, own_q + u32(codes_bytes), thread)
-            cuda.syncthreads()
-            load_fragments(a, sfa, own_q, own_q + u32(codes_bytes), i32(thread & i32(31)))
+
+        @cuda.jit(device=True, forceinline=True)
+        def load_q(a, sfa, own_q, lane):
+            load_fragments(a, sfa, own_q, own_q + u32(codes_bytes), lane)
 
         @cuda.jit(device=True, forceinline=True)
         def scores(acc_s, a, sfa, own_q, stage, lane):
             qk_codes(acc_s, a, sfa, stage, lane)
 
     else:
-        qk_widened = paged_products.make_qk_widened(stage_of, q_tiles)
+        qk_widened = paged_products.make_qk_widened(memory.stage, q_tiles)
 
         @cuda.jit(device=True, forceinline=True)
-        def prepare_q(a, sfa, plain, own_q, thread):
+        def quantize_q(plain, own_q, thread):
+            pass
+
+        @cuda.jit(device=True, forceinline=True)
+        def load_q(a, sfa, own_q, lane):
             pass
 
         @cuda.jit(device=True, forceinline=True)
@@ -202,18 +145,46 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
+    def find_bounds(low, high, m, lane, position, first_row, group, window_left, first, stop):
+        """Tokens [low, high) of [first, stop) that the lane's rows see."""
+        for side in unroll(sides):
+            # unknown: else they would be kept for all tiles, few of which are masked
+            row = unknown(u32(lane >> i32(2))) + u32(16) * m + u32(8 * side)
+            own = i32(position + i32(u32(i32(first_row) + i32(row)) // u32(group)))
+            low[side] = i32(max(own - window_left, first))
+            high[side] = i32(min(own + i32(1), stop))
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
     def compute_weights(
-        acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, low, high, shifted, scale, softmax_scale, cap, lane
+        acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, position, first_row, group, window_left, first,
+        stop, shifted, scale, softmax_scale, cap, lane,
     ):  # fmt: skip
         factor = cuda.local.array(2, f32)
+        low = cuda.local.array(2, i32)
+        high = cuda.local.array(2, i32)
         for m in unroll(m_tiles):
             if general:
                 general_scores(acc_s[m], shifted[m], softmax_scale, cap)
             if first_n < full_low or i32(first_n + i32(TILE_N)) > full_high:
-                mask(acc_s[m], low[m], high[m], first_n, i32(lane & i32(3)))
+                find_bounds(low, high, u32(m), lane, position, first_row, group, window_left, first, stop)
+                mask(acc_s[m], low, high, first_n, i32(lane & i32(3)))
             weights(acc_s[m], row_max[m], row_sum[m], factor, scale)
             rescale(acc_o, u32(m), factor, lane)
         pack(p, acc_s)
+
+    @cuda.jit(device=True, forceinline=True)
+    def find_pages(tables, table_at, page_size, first_n, stop_n, lane):
+        """Of 32 tiles of the warp at once, one a lane: a look-up takes as long as a tile's load."""
+        token = i32(first_n + i32(TILE_N * warps) * lane)
+        page, place = i32(0), i32(0)
+        if token < stop_n:
+            page, place = find_page(tables, table_at, page_size, token)
+        return page, place
+
+    @cuda.jit(device=True, forceinline=True)
+    def of_turn(lanes_value, turn):
+        return i32(shuffle(u32(lanes_value), u32(turn) & u32(31)))
 
     @unrolled
     def decode(
@@ -223,14 +194,13 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         softmax_scale, cap,
     ):  # fmt: skip
         plain = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
-        own_q = plain + u32(plain_bytes)
-        shifts = own_q + u32(quantised_bytes)
-        pool = plain + u32(fixed_bytes)
+        own_q, shifts, mean, pool = (
+            plain + u32(at_q_tile), plain + u32(at_shifts), plain + u32(at_mean), plain + u32(at_warps)
+        )  # fmt: skip
         stats = plain  # when all warps are done with Q
         # unknown: else the thread's number is read again in every tile, which takes as long as a load
         thread = i32(unknown(u32(cuda.threadIdx.x)))
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
-        group_id = i32(lane >> i32(2))
         stage = pool + u32(warp_bytes) * u32(warp)
 
         cta = u32(cuda.blockIdx.x)
@@ -276,39 +246,41 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 part_lse[i64(split) * all_rows + at] = f32(-np.inf)
             return
 
-        # the first tile comes while Q is prepared
-        tile = i32(own_from + warp)
-        page, place = i32(0), i32(0)
-        if tile < own_to:
-            first_n = i32(begin + tile * i32(TILE_N))
-            if whole:
-                page, place = find_page(tables, table_at, page_size, first_n)
-            load_k(
-                stage, k_codes, k_scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, first_n, stop,
-                lane,
-            )  # fmt: skip
-            commit()
-            load_v(
-                stage, v_codes, v_scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, first_n, stop,
-                lane,
-            )  # fmt: skip
-            commit()
-        load_queries(
-            plain, own_q, shifts, q, k_mean, paged, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len,
-            thread,
+        # Q first, else it would come after the first tiles of all CTAs; these come while it is prepared
+        first_n, stop_n = i32(begin + (own_from + warp) * i32(TILE_N)), i32(begin + own_to * i32(TILE_N))
+        pages, places, turn = i32(0), i32(0), i32(0)
+        if whole:
+            pages, places = find_pages(tables, table_at, page_size, first_n, stop_n, lane)
+        fetch_queries(
+            plain, mean, q, k_mean, paged, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len, thread
         )
+        commit()
+        if first_n < stop_n:
+            load_k(
+                stage, k_codes, k_scales, tables, table_at, of_turn(pages, turn), of_turn(places, turn), kv_head,
+                num_heads_kv, page_size, first_n, stop, lane,
+            )  # fmt: skip
+        commit()
+        if first_n < stop_n:
+            load_v(
+                stage, v_codes, v_scales, tables, table_at, of_turn(pages, turn), of_turn(places, turn), kv_head,
+                num_heads_kv, page_size, first_n, stop, lane,
+            )  # fmt: skip
+        commit()
+        wait_but_two()
+        cuda.syncthreads()
         a = cuda.local.array((m_tiles, k_steps, 4), u32)
         sfa = cuda.local.array((m_tiles, scale_words), u32)
+        prepare_queries(plain, mean, shifts, own_q, thread)
+        quantize_q(plain, own_q, thread)
         cuda.syncthreads()
-        prepare_q(a, sfa, plain, own_q, thread)
+        load_q(a, sfa, own_q, lane)
 
         acc_o = cuda.local.array((c_tiles, q_tiles, 4), f32)
         acc_s = cuda.local.array((m_tiles, n_tiles, 4), f32)
         p = cuda.local.array((q_tiles, pv_steps, 2), u32)
         row_max = cuda.local.array((m_tiles, 2), f32)
         row_sum = cuda.local.array((m_tiles, 2), f32)
-        low = cuda.local.array((m_tiles, 2), i32)
-        high = cuda.local.array((m_tiles, 2), i32)
         shifted = cuda.local.array((m_tiles, 2), f32)
         for c in unroll(c_tiles):
             for i in unroll(q_tiles):
@@ -317,55 +289,49 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             for side in unroll(sides):
                 row_max[m, side] = f32(softmax.LOWEST)
                 row_sum[m, side] = f32(0)
-                row = i32(group_id + i32(16 * m + 8 * side))
-                own = i32(position + i32(u32(first_row + row) // u32(group)))
-                low[m, side] = i32(max(own - window_left, sink_tokens))
-                high[m, side] = i32(min(own + i32(1), stop))
-                shifted[m, side] = float_of(load_shared(shifts + u32(4) * u32(row))) * f32(1 / k_unit)
+                at = shifts + u32(4) * (u32(lane >> i32(2)) + u32(16 * m + 8 * side))
+                shifted[m, side] = float_of(load_shared(at)) * f32(1 / k_unit)
         scale = f32(1) if general else softmax_scale * f32(LOG2E * k_unit)
         # tiles within these are seen by every row as a whole
         full_low = i32(max(length - i32(1) - window_left, sink_tokens))
         full_high = i32(min(first_position + i32(1), stop))
 
-        ahead = i32(tile + i32(warps))
-        if whole and ahead < own_to:
-            page, place = find_page(tables, table_at, page_size, i32(begin + ahead * i32(TILE_N)))
-        while tile < own_to:
-            first_n = i32(begin + tile * i32(TILE_N))
-            ahead = i32(tile + i32(warps))
-            next_n = i32(begin + ahead * i32(TILE_N))
+        while first_n < stop_n:
+            next_n, turn = i32(first_n + i32(TILE_N * warps)), i32(turn + i32(1))
+            if whole and (turn & i32(31)) == i32(0):
+                pages, places = find_pages(tables, table_at, page_size, next_n, stop_n, lane)
             wait_but_newest()  # K is there
             cuda.syncwarp()
             compute_scores(acc_s, a, sfa, own_q, stage, lane)
             cuda.syncwarp()  # nobody reads K any more
-            if ahead < own_to:
+            if next_n < stop_n:
                 load_k(
-                    stage, k_codes, k_scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, next_n, stop,
-                    lane,
+                    stage, k_codes, k_scales, tables, table_at, of_turn(pages, turn), of_turn(places, turn), kv_head,
+                    num_heads_kv, page_size, next_n, stop, lane,
                 )  # fmt: skip
             commit()
             compute_weights(
-                acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, low, high, shifted, scale,
-                softmax_scale * f32(k_unit), cap, lane,
+                acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, position, first_row, group, window_left,
+                sink_tokens, stop, shifted, scale, softmax_scale * f32(k_unit), cap, lane,
             )  # fmt: skip
             wait_but_newest()  # V is there
             cuda.syncwarp()
             block = i32(first_n + i32(BLOCK) * i32(lane & i32(3)))
             pv(acc_o, p, stage, block >= sink_tokens and block < stop, lane)
             cuda.syncwarp()
-            if ahead < own_to:
+            if next_n < stop_n:
                 load_v(
-                    stage, v_codes, v_scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, next_n, stop,
-                    lane,
+                    stage, v_codes, v_scales, tables, table_at, of_turn(pages, turn), of_turn(places, turn), kv_head,
+                    num_heads_kv, page_size, next_n, stop, lane,
                 )  # fmt: skip
             commit()
-            tile = ahead
-            if whole and i32(ahead + i32(warps)) < own_to:  # looked up a tile ahead: the load then waits for nothing
-                page, place = find_page(tables, table_at, page_size, i32(next_n + i32(TILE_N * warps)))
+            first_n = next_n
         for c in unroll(c_tiles):
             for i in unroll(q_tiles):
                 enlarge(acc_o[c, i])
 
+        low = cuda.local.array((m_tiles, 2), i32)
+        high = cuda.local.array((m_tiles, 2), i32)
         scale = f32(1) if general else softmax_scale * f32(LOG2E)
         tile = i32(i32(warps - 1) - warp)  # the last warps had fewer tiles
         while tile < sixteen_tiles:
@@ -380,12 +346,10 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 place = first_n
             base = (i64(slot) * i64(num_heads_kv) + i64(kv_head)) * i64(ring) * i64(head_dim)
             for m in unroll(m_tiles):
+                find_bounds(low[m], high[m], u32(m), lane, position, first_row, group, window_left, i32(0), run_stop)
                 for side in unroll(sides):
-                    row = i32(group_id + i32(16 * m + 8 * side))
-                    own = i32(position + i32(u32(first_row + row) // u32(group)))
-                    low[m, side] = i32(max(own - window_left, i32(0)))
-                    high[m, side] = i32(min(own + i32(1), run_stop))
-                    shifted[m, side] = float_of(load_shared(shifts + u32(4) * u32(row)))
+                    at = shifts + u32(4) * (u32(lane >> i32(2)) + u32(16 * m + 8 * side))
+                    shifted[m, side] = float_of(load_shared(at))
             run_sixteen(
                 acc_o, row_max, row_sum, acc_s, p, plain, stage, k_sinks if is_sink else k_recent,
                 v_sinks if is_sink else v_recent, base, ring, place, first_n,
@@ -422,87 +386,81 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     return decode
 
 
-#: Types of: out, lse; part, part_lse; q; the arrays of ``CacheArrays`` up to v_sinks as bytes; k_mean; lengths, tables,
+#: Types of: out, lse; part, part_lse; q and the arrays of ``CacheArrays`` up to k_mean, as bytes; lengths, tables,
 #: seq_ids; sinks; 4 flags; batch_size ... window_left; softmax_scale, cap.
 SIGNATURE = (
-    "u32*", "f32*", "u32*", "f32*", "u32*", *("u8*",) * 8, "f32*", *("i32*",) * 3, "f32*", *("i32",) * 16, "f32", "f32"
+    "u32*", "f32*", "u32*", "f32*", *("u8*",) * 10, *("i32*",) * 3, "f32*", *("i32",) * 16, "f32", "f32"
 )  # fmt: skip
 
 
 @functools.cache
 def decode_kernel(
-    implementation: str, head_dim: int, dtype: str = "float16", q_tiles: int = 1, general: bool = False, whole: bool = True
+    implementation: str, head_dim: int, dtype: str = "float16", q_tiles: int = 1, general: bool = False, whole: bool = True,
+    warps: int = 4,
 ) -> Kernel:
     """The kernel for these constants, see ``make_decode``."""
     constants = {
         "implementation": implementation, "head_dim": head_dim, "dtype": dtype, "q_tiles": q_tiles, "general": general,
-        "whole": whole,
+        "whole": whole, "warps": warps,
     }  # fmt: skip
-    return Kernel(make_decode, SIGNATURE, constants, launch_bounds=(32 * WARPS, RESIDENT[head_dim, q_tiles]))
+    return Kernel(make_decode, SIGNATURE, constants, launch_bounds=(32 * warps, RESIDENT_WARPS[head_dim, q_tiles] // warps))
 
 
-def why_not(layout: CacheLayout | ContiguousLayout, rows: int, implementation: str, target: Target) -> str | None:
-    """Why ``implementation`` cannot decode ``rows`` rows a head of K and V on ``target``, in words; None where it can."""
-    if implementation == "blockscale" and not target.has_block_scale_mma:
-        return f"the block-scale MMA needs sm_120a or sm_121a, this is {target}"
-    if layout.head_dim not in HEAD_DIMS:
-        return f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))}, got {layout.head_dim}"
-    needed = shared_bytes(implementation, layout.head_dim, q_tiles_of(layout.head_dim, rows))
-    if needed > shared_limit(target.name):
-        return f"needs {needed} bytes of shared memory a CTA, {target} has {shared_limit(target.name)}"
-    return None
+def part_shapes(layout: Layout, problem: Problem, splits: Splits) -> tuple[tuple[int, ...], ...]:
+    """Of ``part`` and ``part_lse``, float32, in which splits leave their results; empty where there is one split."""
+    rows = problem.batch * problem.seqlen_q * problem.num_heads_q
+    count = splits.num_splits
+    return ((count, rows, layout.head_dim), (count, rows)) if count > 1 else ()
 
 
-@dataclass(frozen=True)
-class Splits:
-    """How a call is divided: CTAs of one split, splits, and the NVFP4 tiles that a split has at least."""
-
-    ctas: int
-    num_splits: int
-    tiles: int
-
-
-def choose_splits(
-    layout: CacheLayout | ContiguousLayout,
+def launches(
+    q: Any,
+    layout: Layout,
+    arrays: CacheArrays,
+    seq_ids: Any | None,
     problem: Problem,
-    max_length: int,
-    num_splits: int | None,
+    splits: Splits,
     *,
     implementation: str,
-    target: Target,
-    multiprocessors: int,
-) -> Splits:
-    """The fewest splits with which the GPU is about as full as it can be, in whole waves of CTAs, for sequences of up to
-    ``max_length`` tokens; each has two tiles a warp at least, which is what writing and merging its results is worth.
-    ``num_splits``: as many, if it is given. Every sequence is divided by its own length, so that a ``max_length`` far above
-    it costs splits without tokens, no more."""
-    head_dim, rows = layout.head_dim, problem.seqlen_q * problem.qhead_per_kvhead
-    q_tiles = q_tiles_of(head_dim, rows)
-    ctas = problem.batch * problem.num_heads_kv * row_tiles_of(head_dim, rows)
-    left, _ = problem.bounds
-    quantised = layout.quantized_tokens(max_length)
-    if left is not None:
-        quantised = min(quantised, left + problem.seqlen_q + TILE_N)
-    sixteen = -(-layout.sink_tokens // SIXTEEN_TILE) + -(-layout.ring_tokens // SIXTEEN_TILE)
-    work = -(-quantised // TILE_N) + SIXTEEN_WEIGHT * sixteen
-    if num_splits is not None or not ctas:
-        return Splits(ctas, num_splits or 1, 1)
-    # the driver keeps 1 KiB of each CTA's shared memory
-    by_memory = (shared_limit(target.name) + 1024) // (shared_bytes(implementation, head_dim, q_tiles) + 1024)
-    slots, least = multiprocessors * max(1, min(RESIDENT[head_dim, q_tiles], by_memory)), 2 * WARPS
-
-    def fullness(splits: int) -> float:
-        waves = -(-ctas * splits // slots)
-        return ctas * splits / (waves * slots)
-
-    candidates = range(1, max(1, min(work // least, -(-2 * slots // ctas))) + 1)
-    enough = 0.95 * max(map(fullness, candidates))
-    return Splits(ctas, next(splits for splits in candidates if fullness(splits) >= enough), least)
+    out: Any,
+    lse: Any,
+    sinks: Any,
+    parts: Sequence[Any],
+) -> list[Launch]:
+    """What one pass queues, in order; ``parts``: arrays of ``part_shapes``, the others as in ``decode``."""
+    group, head_dim = problem.qhead_per_kvhead, layout.head_dim
+    rows = problem.seqlen_q * group
+    q_tiles, warps, (left, _) = q_tiles_of(head_dim, rows), splits.warps, problem.bounds
+    # with several splits this kernel writes the parts alone
+    results = (parts[0], 0, *parts) if parts else (out, 0 if lse is None else lse, 0, 0)
+    held = (
+        arrays.k_codes, arrays.k_scales, arrays.v_codes, arrays.v_scales, arrays.k_recent, arrays.v_recent,
+        arrays.k_sinks, arrays.v_sinks, arrays.k_mean, arrays.lengths, arrays.block_tables,
+    )  # fmt: skip
+    arguments = (
+        *results, q,
+        *(0 if array is None else array for array in held),
+        *(0 if array is None else array for array in (seq_ids, sinks)),
+        *(int(x is not None) for x in (lse, sinks, seq_ids, arrays.lengths)),
+        problem.batch, splits.num_splits, splits.tiles, row_tiles_of(head_dim, rows), problem.seqlen_q,
+        layout.num_heads_kv, group, layout.page_size,
+        0 if seq_ids is None else arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens,
+        NO_LIMIT if left is None else min(left, NO_LIMIT), problem.softmax_scale, problem.softcap or 0.0,
+    )  # fmt: skip
+    general = problem.softcap is not None or problem.softmax_scale <= 0
+    whole = layout.page_size % TILE_N == 0
+    kernel = decode_kernel(implementation, head_dim, layout.dtype, q_tiles, general, whole, warps)
+    smem_bytes = Memory(implementation, head_dim, q_tiles).bytes(warps)
+    grid = (splits.ctas * splits.num_splits,)
+    first = Launch(kernel, grid, (32 * warps,), arguments, smem_bytes)
+    if not parts:
+        return [first]
+    return [first, combine(*parts, out, lse, sinks, splits.num_splits, layout.dtype, problem)]
 
 
 def decode(
     q: Any,
-    layout: CacheLayout | ContiguousLayout,
+    layout: Layout,
     arrays: CacheArrays,
     seq_ids: Any | None,
     problem: Problem,
@@ -521,34 +479,7 @@ def decode(
     """
     if not splits.ctas:
         return
-    group, head_dim = problem.qhead_per_kvhead, layout.head_dim
-    rows = problem.seqlen_q * group
-    q_tiles, all_rows = q_tiles_of(head_dim, rows), problem.batch * problem.seqlen_q * problem.num_heads_q
-    part = part_lse = None
-    if splits.num_splits > 1:
-        part = gpu_arrays.empty_for_parts(q, (splits.num_splits, all_rows, head_dim))
-        part_lse = gpu_arrays.empty_for_parts(q, (splits.num_splits, all_rows))
-    left, _ = problem.bounds
-    # with several splits this kernel writes the parts alone
-    results = (out, 0 if lse is None else lse, 0, 0) if part is None else (part, 0, part, part_lse)
-    held = (
-        arrays.k_codes, arrays.k_scales, arrays.v_codes, arrays.v_scales, arrays.k_recent, arrays.v_recent,
-        arrays.k_sinks, arrays.v_sinks, arrays.k_mean, arrays.lengths, arrays.block_tables,
-    )  # fmt: skip
-    arguments = (
-        *results, q,
-        *(0 if array is None else array for array in held),
-        *(0 if array is None else array for array in (seq_ids, sinks)),
-        *(int(x is not None) for x in (lse, sinks, seq_ids, arrays.lengths)),
-        problem.batch, splits.num_splits, splits.tiles, row_tiles_of(head_dim, rows), problem.seqlen_q,
-        layout.num_heads_kv, group, layout.page_size,
-        0 if seq_ids is None else arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens,
-        NO_LIMIT if left is None else min(left, NO_LIMIT), problem.softmax_scale, problem.softcap or 0.0,
-    )  # fmt: skip
-    general = problem.softcap is not None or problem.softmax_scale <= 0
-    kernel = decode_kernel(implementation, head_dim, layout.dtype, q_tiles, general, layout.page_size % TILE_N == 0)
-    smem_bytes = shared_bytes(implementation, head_dim, q_tiles)
-    grid = (splits.ctas * splits.num_splits,)
-    gpu_arrays.launch(kernel, grid, (32 * WARPS,), arguments, smem_bytes)
-    if part is not None:
-        combine(part, part_lse, out, lse, sinks, layout.dtype, problem)
+    parts = [gpu_arrays.empty_for_parts(q, shape) for shape in part_shapes(layout, problem, splits)]
+    given = {"implementation": implementation, "out": out, "lse": lse, "sinks": sinks, "parts": parts}
+    for launch in launches(q, layout, arrays, seq_ids, problem, splits, **given):
+        gpu_arrays.launch(*launch)

@@ -14,9 +14,15 @@ Q_TILE = 8
 
 
 def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, widened: bool):
-    """Device function ``(plain, ordered, shifts, q: u32*, k_mean, has_mean, batch, kv_head, num_heads_kv, slot, first_row,
-    rows, group, q_len, thread)``: 8 q_tiles rows from row ``first_row`` on to shared memory: as they are (``plain``); as
-    f16 in ``paged_products.channel_order`` where ``widened`` (``ordered``); and q . km of each (``shifts``, f32), or 0."""
+    """Device functions of all threads, with a barrier between them for what the first one copies:
+
+    ``fetch(plain, mean, q: u32*, k_mean: f32*, has_mean, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len,
+    thread)``: 8 q_tiles rows of Q, from row ``first_row`` on, and km (zeros where there is none) to shared memory,
+    asynchronously.
+
+    ``prepare(plain, mean, shifts, ordered, thread)``: q . km of each row to ``shifts``, f32; and where ``widened`` the rows
+    as f16 in ``paged_products.channel_order`` to ``ordered``.
+    """
     from numba import cuda
     from numba.core import types
 
@@ -24,14 +30,38 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u16, u32, i32, i64 = types.float32, types.uint16, types.uint32, types.int32, types.int64
-    ffi, load_v4, store_v4, store, prmt = (
-        dev.ffi, dev.ld_global_nc_v4_u32, dev.st_shared_v4_u32, dev.st_shared_u32, dev.prmt_b32
+    ffi, cp_async_16, load_v4, store, store_v4, prmt = (
+        dev.ffi, dev.cp_async_cg_16, dev.ld_shared_v4_u32, dev.st_shared_u32, dev.st_shared_v4_u32, dev.prmt_b32
     )  # fmt: skip
-    fma, bfly, bits_of, pack_f16 = dev.fma_rn_f32, dev.shfl_sync_bfly_f32, dev.mov_b32_f32, dev.cvt_rn_f16x2_f32
+    fma, bfly, bits_of, float_of, pack_f16 = (
+        dev.fma_rn_f32, dev.shfl_sync_bfly_f32, dev.mov_b32_f32, dev.mov_f32_b32, dev.cvt_rn_f16x2_f32
+    )  # fmt: skip
     bf16 = dtype == "bfloat16"
     widen = dev.cvt_f32_bf16 if bf16 else dev.cvt_f32_f16
     chunks, pitch, words = head_dim // 8, row_pitch(head_dim), words_of_lane(head_dim, q_tiles)
-    total, halvings = Q_TILE * q_tiles * chunks, (head_dim // 8).bit_length() - 1
+    total, mean_chunks, halvings = Q_TILE * q_tiles * chunks, head_dim // 4, (head_dim // 8).bit_length() - 1
+
+    @cuda.jit(device=True, forceinline=True)
+    def fetch(
+        plain, mean, q, k_mean, has_mean, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len, thread
+    ):  # fmt: skip
+        heads = i32(num_heads_kv * group)
+        head_at = i64(batch) * i64(q_len) * i64(heads) + i64(kv_head) * i64(group)
+        for index in range(u32(thread), u32(total), u32(threads)):
+            row, chunk = u32(index) // u32(chunks), u32(index) % u32(chunks)
+            query = i32(first_row + i32(row))
+            at = i64(0)
+            if query < rows:
+                token = i32(u32(query) // u32(group))
+                at = (head_at + i64(token) * i64(heads) + i64(i32(query - token * group))) * i64(2 * head_dim)
+                at += i64(chunk) * i64(16)
+            cp_async_16(plain + row * u32(pitch) + u32(16) * chunk, q, at, u32(16) if query < rows else u32(0))
+        if thread < i32(mean_chunks):
+            if has_mean != i32(0):
+                at = (i64(slot) * i64(num_heads_kv) + i64(kv_head)) * i64(4 * head_dim) + i64(thread) * i64(16)
+                cp_async_16(mean + u32(16) * u32(thread), k_mean, at, u32(16))
+            else:
+                store_v4(mean + u32(16) * u32(thread), u32(0), u32(0), u32(0), u32(0))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -47,56 +77,38 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def load_chunk(
-        plain, ordered, shifts, q, k_mean, has_mean, mean_at, head_at, heads, first_row, rows, group, row, chunk
-    ):  # fmt: skip
+    def prepare_chunk(plain, mean, shifts, ordered, row, chunk):
         raw = cuda.local.array(4, u32)
+        means = cuda.local.array((2, 4), u32)
         values = cuda.local.array(8, f32)
-        for i in unroll(4):
-            raw[i] = u32(0)
-        there = i32(first_row + row)
-        if there < rows:
-            token = i32(u32(there) // u32(group))
-            index = head_at + i64(token) * i64(heads) + i64(i32(there - token * group))
-            load_v4(ffi.from_buffer(raw), q, index * i64(head_dim // 2) + i64(i32(4) * chunk))
+        at = row * u32(pitch)
+        load_v4(ffi.from_buffer(raw), plain + at + u32(16) * chunk)
+        for half in unroll(2):
+            load_v4(ffi.from_buffer(means[half]), mean + u32(32) * chunk + u32(16 * half))
+        product = f32(0)
         for i in unroll(4):
             values[2 * i] = widen(u16(raw[i] & u32(0xFFFF)))
             values[2 * i + 1] = widen(u16(raw[i] >> u32(16)))
-        product = f32(0)
-        if has_mean != i32(0):
-            for i in unroll(8):
-                product = fma(values[i], k_mean[mean_at + i64(i32(8) * chunk + i32(i))], product)
+        for i in unroll(8):
+            product = fma(values[i], float_of(means[i // 4, i % 4]), product)
         for i in unroll(halvings):
             product += bfly(product, u32(1 << i))
-        if chunk == i32(0):
-            store(shifts + u32(4) * u32(row), bits_of(product))
-        at = u32(row) * u32(pitch)
-        store_v4(plain + at + u32(16) * u32(chunk), raw[0], raw[1], raw[2], raw[3])
+        if chunk == u32(0):
+            store(shifts + u32(4) * row, bits_of(product))
         if widened:
             order(raw, values)
             # the chunk is a lane's word of a slab: two k steps, the low and the high half of each
-            slab, lane, word = (
-                u32(chunk) // u32(4 * words), u32(chunk) // u32(words) & u32(3), u32(chunk) & u32(words - 1)
-            )  # fmt: skip
+            slab, lane, word = chunk // u32(4 * words), chunk // u32(words) & u32(3), chunk & u32(words - 1)
             at += slab * u32(64 * words) + word * u32(64) + lane * u32(4)
             for i in unroll(4):
                 store(ordered + at + u32(32 * (i // 2) + 16 * (i % 2)), raw[i])
 
     @cuda.jit(device=True, forceinline=True)
-    def load_queries(
-        plain, ordered, shifts, q, k_mean, has_mean, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len,
-        thread,
-    ):  # fmt: skip
-        heads = i32(num_heads_kv * group)
-        mean_at = (i64(slot) * i64(num_heads_kv) + i64(kv_head)) * i64(head_dim)
-        head_at = i64(batch) * i64(q_len) * i64(heads) + i64(kv_head) * i64(group)
-        for index in range(u32(thread), u32(total), u32(threads)):  # whole warps: they share the products
-            row, chunk = i32(u32(index) // u32(chunks)), i32(u32(index) % u32(chunks))
-            load_chunk(
-                plain, ordered, shifts, q, k_mean, has_mean, mean_at, head_at, heads, first_row, rows, group, row, chunk
-            )
+    def prepare(plain, mean, shifts, ordered, thread):
+        for index in range(u32(thread), u32(total), u32(threads)):  # whole warps: a row's lanes share its product
+            prepare_chunk(plain, mean, shifts, ordered, u32(index) // u32(chunks), u32(index) % u32(chunks))
 
-    return load_queries
+    return fetch, prepare
 
 
 def make_quantize_queries(head_dim: int, dtype: str, q_tiles: int, threads: int):

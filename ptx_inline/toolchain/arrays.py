@@ -32,7 +32,7 @@ def address_and_device(array: object, stream: int) -> tuple[int, int]:
     if is_torch(array):
         if not array.is_cuda:
             raise ValueError("kernel argument must be in GPU memory, got a CPU tensor; move it with .cuda()")
-        return array.data_ptr(), array.device.index
+        return array.data_ptr(), array.get_device()
     if not is_gpu_array(array):
         raise TypeError(
             "pointer argument must be an address (int), a torch tensor or an array with DLPack or "
@@ -48,7 +48,7 @@ def current_stream(array: object) -> int:
     """Handle of the stream on which the array's library would launch now; 0 is the legacy default stream."""
     if is_torch(array):
         torch = sys.modules["torch"]
-        return torch._C._cuda_getCurrentRawStream(array.device.index)
+        return torch._C._cuda_getCurrentRawStream(array.get_device())
     if type(array).__module__.partition(".")[0] == "cupy":
         return sys.modules["cupy"].cuda.get_current_stream().ptr
     return 0

@@ -74,12 +74,39 @@ class CompiledKernel(ABC):
             smem_bytes: dynamic shared memory, up to the device's opt-in limit.
             stream: a CUDA stream handle; the current stream of the first array's library if ``None``.
 
-        Raises ``TypeError`` or ``ValueError`` for arguments that do not fit, before anything is queued.
+        Raises ``TypeError`` or ``ValueError`` for arguments that do not fit, before anything is queued; ``RuntimeError``
+        for what the driver refuses.
         """
-        device, handle, raw = self._reader.read(arguments, stream)
+        device, handle, values = self._reader.read(arguments, stream)
         if device is None:
             device = current_device()
-        self.load(device).launch(device, grid, block, raw, smem_bytes, handle or 0)
+        self.load(device).launch(device, grid, block, values, smem_bytes, handle or 0)
+
+    def prepare(
+        self,
+        device: int,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: Sequence,
+        addresses: int,
+        *,
+        smem_bytes: int = 0,
+    ) -> Callable[[Sequence[int], int], None]:
+        """A launch that is queued many times, as a function ``(addresses, stream)``: what stays is checked once, here.
+
+        Args:
+            device: ordinal of the device on which to launch.
+            arguments: as for ``launch``, but a :class:`~ptx_inline.toolchain.parameters.Placeholder` may stand for a
+                pointer that changes. Of arrays the addresses are kept, not the memory.
+            addresses: how many the function takes.
+
+        Raises as ``launch``, and as :class:`~ptx_inline.toolchain.parameters.Parameters`. The function checks nothing: its
+        ``addresses`` are ints, in memory of that device, and its ``stream`` is a handle.
+        """
+        owner, values = self._reader.read_fixed(arguments)
+        if owner not in (None, device):
+            raise ValueError(f"arguments must be on device {device}, got arrays on device {owner}")
+        return self.load(device).prepare(device, grid, block, values, addresses, smem_bytes)
 
     def load(self, device: int | None = None) -> LoadedKernel:
         """Compile (or read from the cache) and load for a device, the current one if ``None``."""
@@ -88,7 +115,7 @@ class CompiledKernel(ABC):
         loaded = self._loaded.get(device)
         if loaded is None:
             cubin, name, _ = self._compiled(device_target(device))
-            loaded = self._loaded[device] = LoadedKernel(cubin, name)
+            loaded = self._loaded[device] = LoadedKernel(cubin, name, self.signature)
         return loaded
 
     def _compiled(self, target: Target) -> tuple[bytes, str, Resources]:

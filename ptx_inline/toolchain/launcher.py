@@ -1,7 +1,7 @@
-"""Loads cubins and launches them through cuda-core, on the caller's device and stream.
+"""Loads cubins through cuda-core and launches them, on the caller's device and stream.
 
-Host time is the point of this module: a launch with six torch tensors costs a few microseconds more than cuda-core's own
-``launch``, so nothing here imports, allocates or asks the driver twice on that path.
+Host time is the point of this module: nothing here imports, allocates or asks the driver twice on that path. cuda-core's
+own ``launch`` would convert every argument anew, in 14 us for 36 of them; :mod:`parameters` takes 1.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ptx_inline.toolchain import arrays
+from ptx_inline.toolchain.parameters import Parameters, Placeholder
 from ptx_inline.toolchain.targets import Target
 from ptx_inline.types import ctype, is_pointer
 
 _DEFAULT_DYNAMIC_SHARED_BYTES = 48 * 1024
+_LEGACY_STREAM = 1  # CU_STREAM_LEGACY
+_MAX_F32 = (2 - 2.0**-23) * 2.0**127
 
 
 @functools.cache
@@ -47,24 +50,26 @@ class ArgumentReader:
     """Turns a caller's arguments into what the driver takes, by the kernel's signature."""
 
     def __init__(self, signature: Sequence[str]):
-        self._signature = tuple(signature)
-        self._checks = tuple(None if is_pointer(kind) else _scalar_check(kind) for kind in signature)
+        self._expected = tuple(None if is_pointer(kind) else _scalar(kind) for kind in signature)
 
-    def read(self, arguments: Sequence, stream: int | None) -> tuple[int | None, int | None, list]:
-        """Device, stream handle and raw arguments of a launch.
+    def read(self, arguments: Sequence, stream: int | None) -> tuple[int | None, int | None, list[int | float]]:
+        """Device, stream handle and values of a launch: addresses, and numbers in the range of their types.
 
         The device is that of the first array, ``None`` without one; the stream, unless given, is the current one of the
         library that owns that array. Raises ``TypeError`` / ``ValueError`` naming the argument that does not fit.
         """
-        if len(arguments) != len(self._checks):
-            raise TypeError(f"the kernel takes {len(self._checks)} arguments, got {len(arguments)}")
+        if len(arguments) != len(self._expected):
+            raise TypeError(f"the kernel takes {len(self._expected)} arguments, got {len(arguments)}")
         torch = sys.modules.get("torch")
         tensor_type = getattr(torch, "Tensor", ())
         device = None
-        raw = []
-        for position, (check, argument) in enumerate(zip(self._checks, arguments, strict=True)):
-            if check is not None:
-                raw.append(check(position, argument))
+        values = []
+        for position, (expected, argument) in enumerate(zip(self._expected, arguments, strict=True)):
+            if expected is not None:
+                kind, low, high, convert = expected
+                if type(argument) is not kind or not low <= argument <= high:
+                    argument = convert(position, argument)
+                values.append(argument)
                 continue
             if isinstance(argument, tensor_type):
                 owner = argument.get_device()  # -1 on the CPU
@@ -72,52 +77,92 @@ class ArgumentReader:
                     raise ValueError(f"argument {position} must be in GPU memory, got a CPU tensor; use .cuda()")
                 if stream is None:
                     stream = torch._C._cuda_getCurrentRawStream(owner)
-                raw.append(argument.data_ptr())
+                values.append(argument.data_ptr())
             elif isinstance(argument, int):
-                raw.append(argument)
+                values.append(argument)
                 continue
             else:
                 if stream is None:
                     stream = arrays.current_stream(argument)
                 address, owner = arrays.address_and_device(argument, stream)
-                raw.append(address)
+                values.append(address)
             if device is None:
                 device = owner
             elif device != owner:
                 raise ValueError(f"argument {position} must be on device {device} like those before it, got {owner}")
-        return device, stream, raw
+        return device, stream, values
+
+    def read_fixed(self, arguments: Sequence) -> tuple[int | None, list[int | float | Placeholder]]:
+        """Device and values of a launch that is prepared, some of whose pointers are ``Placeholder``s. Raises as
+        ``read``."""
+        late = [isinstance(argument, Placeholder) for argument in arguments]
+        known = [0 if is_late else argument for is_late, argument in zip(late, arguments, strict=True)]
+        device, _, values = self.read(known, 0)
+        merged = zip(late, arguments, values, strict=True)
+        return device, [argument if is_late else value for is_late, argument, value in merged]
 
 
 class LoadedKernel:
     """A kernel in the driver, ready for any device of its target."""
 
-    def __init__(self, cubin: bytes, name: str):
+    def __init__(self, cubin: bytes, name: str, signature: Sequence[str]):
         from cuda.bindings import driver
-        from cuda.core import LEGACY_DEFAULT_STREAM, Device, LaunchConfig, ObjectCode, Stream, launch
+        from cuda.core import Device, LaunchConfig, ObjectCode
 
         self._module = ObjectCode.from_cubin(cubin)
         self._kernel = self._module.get_kernel(name)
+        function = driver.CUfunction(int(self._kernel.handle))
+        self._signature, self._parameters = signature, Parameters(signature)
         self._shared_bytes: dict[int, int] = {}
-        self._driver, self._device_type, self._launch = driver, Device, launch
+        self._driver, self._device_type = driver, Device
         self._success = driver.CUresult.CUDA_SUCCESS
-        self._config = functools.lru_cache(maxsize=256)(
-            lambda grid, block, smem_bytes: LaunchConfig(grid=grid, block=block, shmem_size=smem_bytes)
-        )
-        self._stream = functools.lru_cache(maxsize=64)(
-            lambda handle: Stream.from_handle(handle) if handle else LEGACY_DEFAULT_STREAM
-        )
 
-    def launch(self, device: int, grid: tuple, block: tuple, raw: list, smem_bytes: int, stream: int) -> None:
-        """Queue one launch on a device; ``raw`` as :class:`ArgumentReader` gives it."""
+        @functools.lru_cache(maxsize=256)
+        def call(grid: tuple, block: tuple, smem_bytes: int) -> Callable:
+            """``(stream, addresses of the arguments, 0)`` to an error code."""
+            config = LaunchConfig(grid=grid, block=block, shmem_size=smem_bytes)  # which checks them
+            return functools.partial(driver.cuLaunchKernel, function, *config.grid, *config.block, smem_bytes)
+
+        self._call = call
+
+    def launch(
+        self, device: int, grid: tuple, block: tuple, values: Sequence[int | float], smem_bytes: int, stream: int
+    ) -> None:
+        """Queue one launch on a device; ``values`` as :class:`ArgumentReader` gives them."""
+        self._queue(device, self._call(grid, block, smem_bytes), self._parameters, values, stream)
+
+    def prepare(
+        self,
+        device: int,
+        grid: tuple,
+        block: tuple,
+        values: Sequence[int | float | Placeholder],
+        addresses: int,
+        smem_bytes: int,
+    ) -> Callable[[Sequence[int], int], None]:
+        """A function ``(addresses, stream)`` that queues a launch whose ``Placeholder``s stand for these addresses."""
+        parameters = Parameters(self._signature, values, addresses)
+        return functools.partial(self._queue, device, self._call(grid, block, smem_bytes), parameters)
+
+    def _queue(
+        self, device: int, call: functools.partial, parameters: Parameters, values: Sequence, stream: int
+    ) -> None:
         error, current = self._driver.cuCtxGetDevice()
-        if error != self._success or int(current) != device:
+        elsewhere = error != self._success or int(current) != device
+        if elsewhere:
             self._device_type(device).set_current()
         try:
+            smem_bytes = call.args[-1]
             if smem_bytes > self._shared_bytes.get(device, _DEFAULT_DYNAMIC_SHARED_BYTES):
                 self._raise_shared_limit(device, smem_bytes)
-            self._launch(self._stream(stream), self._config(grid, block, smem_bytes), self._kernel, *raw)
+            memory = parameters.write(values)
+            (answer,) = call(stream or _LEGACY_STREAM, memory.address, 0)
+            parameters.release(memory)
+            if answer != self._success:
+                _, *sizes = call.args
+                raise RuntimeError(f"cuLaunchKernel answered {answer.name} for grid, block and shared bytes {sizes}")
         finally:
-            if error == self._success and int(current) != device:
+            if elsewhere and error == self._success:
                 self._device_type(int(current)).set_current()
 
     def _raise_shared_limit(self, device: int, smem_bytes: int) -> None:
@@ -132,25 +177,27 @@ class LoadedKernel:
         self._shared_bytes[device] = smem_bytes
 
 
-def _scalar_check(kind: str):
-    """A function ``(position, value) -> ctypes value`` that refuses what the type cannot hold."""
+def _scalar(kind: str) -> tuple[type, float, float, Callable[[int, object], float]]:
+    """What a number of this type is: the Python type and range of one that passes as it is, and a function ``(position,
+    value) -> number`` for others, which refuses what the type cannot hold."""
     convert = ctype(kind)
     if kind.startswith("f"):
 
-        def check_float(position: int, value: object):
+        def to_float(position: int, value: object) -> float:
             if not isinstance(value, int | float):
                 raise TypeError(f"argument {position} must be a number for {kind!r}, got {type(value).__name__}")
-            return convert(value)
+            return convert(value).value  # rounded as C does it, perhaps to infinity
 
-        return check_float
+        high = _MAX_F32 if kind == "f32" else sys.float_info.max
+        return float, -high, high, to_float
     bits = ctypes.sizeof(convert) * 8
     low, high = (0, 2**bits - 1) if kind.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
-    def check_integer(position: int, value: object):
+    def to_integer(position: int, value: object) -> int:
         if not isinstance(value, int):
             raise TypeError(f"argument {position} must be an integer for {kind!r}, got {type(value).__name__}")
         if not low <= value <= high:
             raise ValueError(f"argument {position} must be in [{low}, {high}] for {kind!r}, got {value}")
-        return convert(value)
+        return int(value)
 
-    return check_integer
+    return int, low, high, to_integer

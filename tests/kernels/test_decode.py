@@ -12,19 +12,11 @@ import nbfmha
 from nbfmha import decoding, reference
 from nbfmha.dispatch import Unavailable
 from nbfmha.kernels import decode as kernels
-from nbfmha.kernels import paged_products
-from nbfmha.kernels.decode import (
-    HEAD_DIMS,
-    RESIDENT,
-    WARPS,
-    choose_splits,
-    decode_kernel,
-    q_tiles_of,
-    shared_bytes,
-    why_not,
-)
+from nbfmha.kernels import decode_sizes, paged_products
+from nbfmha.kernels.decode import decode_kernel
+from nbfmha.kernels.decode_sizes import CTA_WARPS, RESIDENT_WARPS, Memory, choose_splits, q_tiles_of, why_not
 from nbfmha.kernels.softmax import TOKENS
-from nbfmha.kv_layout import CacheLayout
+from nbfmha.kv_layout import HEAD_DIMS, CacheLayout
 from nbfmha.problem import Problem
 from ptx_inline.isa.shared_memory import shared_limit
 from ptx_inline.toolchain import Target, instruction_mix
@@ -139,8 +131,12 @@ def test_each_sequence_is_divided_by_the_length_that_the_device_knows(device, ma
     """A replayed CUDA graph has the splits of its capture, and what the host knows may be far more than there is."""
     call = Call((900, 20), heads=(2, 1))
     chosen = []
-    choose = kernels.choose_splits
-    monkeypatch.setattr(kernels, "choose_splits", lambda *args, **more: chosen.append(choose(*args, **more)) or chosen[0])
+
+    def choose(*args, **options):
+        chosen.append(choose_splits(*args, **options))
+        return chosen[0]
+
+    monkeypatch.setattr(decode_sizes, "choose_splits", choose)
     monkeypatch.setattr(decoding, "_multiprocessors", lambda place: 8)
     q, k, v = call.inputs()
     built = Built(call, k, v)
@@ -151,6 +147,40 @@ def test_each_sequence_is_divided_by_the_length_that_the_device_knows(device, ma
     )
     assert (chosen[0].num_splits > 2) == several
     assert_decoded(device.to_host(out), device.to_host(lse), *expected(call, device.implementation, q, built))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_splits", [1, 3])
+def test_a_call_that_repeats_reads_the_tensors_of_its_own(gpu, num_splits):
+    """The second and later calls of a kind are prepared: other memory each time, and a CUDA graph at last."""
+    device, call = GpuDevice(gpu), Call((700, 130, 1500), heads=(4, 2), q_len=2)
+    built = Built(call, *call.inputs()[1:])
+    cache, ids = built.on(device, call), device.to_device(built.slots.astype(np.int32))
+    sinks = np.array([0.5, -3.0, 6.0, -np.inf], np.float32)
+    given = {"num_splits": num_splits, "return_lse": True}
+    kept = []
+    for seed in range(4):
+        q, own_sinks = call.inputs(seed)[0], sinks + seed
+        on_device = device.to_device(q), device.to_device(own_sinks)
+        out, lse = nbfmha.decode(on_device[0], cache, ids.clone(), sinks=on_device[1], **given)
+        kept.append((on_device, out, lse))
+        assert_decoded(device.to_host(out), device.to_host(lse), *expected(call, "dequant", q, built, own_sinks))
+    graph, stream = gpu.cuda.CUDAGraph(), gpu.cuda.Stream()
+    (q, on_sinks), *_ = kept[0]
+    with gpu.cuda.graph(graph, stream=stream):
+        out, lse = nbfmha.decode(q, cache, ids, sinks=on_sinks, **given)
+    q.copy_(kept[3][0][0])
+    on_sinks.copy_(kept[3][0][1])
+    graph.replay()
+    gpu.cuda.synchronize()
+    assert gpu.equal(out, kept[3][1])
+    assert gpu.equal(lse, kept[3][2])
+    with pytest.raises(ValueError, match="out must be in memory of its own"):
+        nbfmha.decode(q, cache, ids, sinks=on_sinks, out=q, **given)
+    with pytest.raises(TypeError, match=re.escape("seq_ids.dtype must be int32, got int64")):
+        nbfmha.decode(q, cache, ids.long(), sinks=on_sinks, **given)
+    with pytest.raises(ValueError, match="q must be contiguous"):
+        nbfmha.decode(q.transpose(0, 1).contiguous().transpose(0, 1), cache, ids, sinks=on_sinks, **given)
 
 
 def test_without_sequences_nothing_is_launched(device):
@@ -315,13 +345,16 @@ def test_auto_and_emulated_take_what_the_machine_has(monkeypatch):
     assert taken == ["blockscale", "blockscale", "dequant", "dequant"]
 
 
-@pytest.mark.parametrize(("batch", "length", "splits"), [(1, 32768, 63), (16, 8192, 4), (64, 4096, 1), (1, 100, 1)])
-def test_splits_fill_an_h100(batch, length, splits):
+@pytest.mark.parametrize(
+    ("batch", "length", "splits", "warps"),
+    [(1, 32768, 16, 16), (16, 8192, 1, 16), (64, 4096, 1, 4), (40, 4096, 3, 8), (1, 2048, 3, 4), (1, 100, 1, 4)],
+)
+def test_splits_fill_an_h100(batch, length, splits, warps):
     layout = CacheLayout(8, 128, recent_tokens=64, sink_tokens=16)
     problem = Problem(batch, 32, 8, 1, 1, 128, causal=True)
     gpu = {"implementation": "dequant", "target": Target.parse("sm_90a"), "multiprocessors": 132}
     chosen = choose_splits(layout, problem, length, None, **gpu)
-    assert (chosen.ctas, chosen.num_splits) == (8 * batch, splits)
+    assert (chosen.ctas, chosen.num_splits, chosen.warps) == (8 * batch, splits, warps)
     sliding = Problem(batch, 32, 8, 1, 1, 128, causal=True, window=(100, 0))
     assert choose_splits(layout, sliding, length, None, **gpu).num_splits <= 2
 
@@ -331,7 +364,7 @@ def test_splits_fill_an_h100(batch, length, splits):
 def test_every_gpu_has_the_shared_memory(head_dim, rows):
     layout = CacheLayout(1, head_dim)
     for implementation in ("blockscale", "dequant"):
-        assert shared_bytes(implementation, head_dim, q_tiles_of(head_dim, rows)) <= shared_limit("sm_89")
+        assert Memory(implementation, head_dim, q_tiles_of(head_dim, rows)).bytes(min(CTA_WARPS)) <= shared_limit("sm_89")
     assert why_not(layout, rows, "dequant", Target.parse("sm_86")) is None
 
 
@@ -377,7 +410,7 @@ def test_next_to_nothing_is_spilled(implementation, head_dim, q_tiles, target):
     resources, mix = kernel.resources(target), instruction_mix(kernel.sass(target))
     # a word or two from the beginning to the end; two m tiles of 128 channels take all 255 registers and a few words
     assert resources.spill_store_bytes <= (192 if (head_dim, q_tiles) == (128, 4) else 16)
-    assert resources.registers * 32 * WARPS * RESIDENT[head_dim, q_tiles] <= 65536
+    assert resources.registers * 32 * RESIDENT_WARPS[head_dim, q_tiles] <= 65536
     opcodes = " ".join(mix.opcodes)
     assert ("OMMA.SF.16864" in opcodes) == (implementation == "blockscale")
     assert "HMMA.16816.F32" in opcodes

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ptx_inline.toolchain import Kernel
+from ptx_inline.toolchain.parameters import Placeholder
 
 pytestmark = pytest.mark.gpu
 
@@ -114,6 +115,52 @@ def test_more_shared_memory_than_48_kib(gpu):
         assert gpu.equal(y.cpu(), 3 * gpu.arange(words - 1, -1, -1, dtype=gpu.int32))
     with pytest.raises(ValueError, match="smem_bytes must be at most"):
         Kernel(make_shared, ("i32*",), {"words": 1}).launch((1,), (256,), (y,), smem_bytes=1 << 20)
+
+
+def test_a_prepared_launch(gpu):
+    x, z = gpu.arange(1000, dtype=gpu.int32, device="cuda"), gpu.zeros(1000, dtype=gpu.int32, device="cuda")
+    queue = ADD_ONE.prepare(0, (4,), (256,), (Placeholder(1), Placeholder(0), 1000), 2)
+    from_x = ADD_ONE.prepare(0, (4,), (256,), (x, Placeholder(0), 500), 1)
+    stream = gpu.cuda.current_stream().cuda_stream
+    y = gpu.empty_like(x)
+    queue((y.data_ptr(), x.data_ptr()), stream)
+    from_x((z.data_ptr(),), stream)
+    assert gpu.equal(y, x + 1)
+    assert gpu.equal(z[:500], x[:500] + 1)
+    assert not z[500:].any()
+    with pytest.raises(ValueError, match="arguments must be on device 1, got arrays on device 0"):
+        ADD_ONE.prepare(1, (4,), (256,), (x, Placeholder(0), 1000), 1)
+
+
+def test_many_threads_launch_one_kernel(gpu):
+    """Arguments of one launch are nobody else's while the driver reads them."""
+    x = gpu.arange(1000, dtype=gpu.int32, device="cuda")
+    results = [gpu.zeros(64, 1000, dtype=gpu.int32, device="cuda") for _ in range(8)]
+    launch(x, results[0][0])
+    gpu.cuda.synchronize()
+    stream = gpu.cuda.current_stream().cuda_stream
+
+    def run(rows):
+        for i, row in enumerate(rows):
+            launch(x[i:], row, 1000 - i, stream=stream)
+
+    threads = [threading.Thread(target=run, args=(rows,)) for rows in results]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gpu.cuda.synchronize()
+    for rows in results:
+        for i, row in enumerate(rows):
+            assert gpu.equal(row[: 1000 - i], x[i:] + 1)
+
+
+def test_what_the_driver_refuses_is_an_error(gpu):
+    x = gpu.arange(1000, dtype=gpu.int32, device="cuda")
+    with pytest.raises(RuntimeError, match="cuLaunchKernel answered CUDA_ERROR_INVALID_VALUE"):
+        ADD_ONE.launch((4,), (4096,), (x, x, 1000))
+    launch(x, x)  # nothing is left of it
+    gpu.cuda.synchronize()
 
 
 def test_a_thread_without_a_context(gpu):

@@ -1,11 +1,12 @@
 """Arguments of a launch, checked before anything reaches the driver; no GPU needed."""
 
-import ctypes
+import math
 
 import numpy as np
 import pytest
 
 from ptx_inline.toolchain.launcher import ArgumentReader
+from ptx_inline.toolchain.parameters import Placeholder
 
 RANGES = {"i32": (-(2**31), 2**31 - 1), "i64": (-(2**63), 2**63 - 1), "u8": (0, 255), "u16": (0, 65535),
           "u32": (0, 2**32 - 1), "u64": (0, 2**64 - 1)}  # fmt: skip
@@ -17,7 +18,7 @@ def test_integers_keep_their_value_or_are_refused(kind):
     low, high = RANGES[kind]
     for value in (low, high, 1):
         _, _, (raw,) = reader.read((value,), None)
-        assert raw.value == value
+        assert raw == value
     for value in (low - 1, high + 1):
         with pytest.raises(ValueError, match=rf"argument 0 must be in \[{low}, {high}\] for '{kind}', got {value}"):
             reader.read((value,), None)
@@ -27,12 +28,27 @@ def test_integers_keep_their_value_or_are_refused(kind):
 
 
 def test_floats():
-    device, stream, raw = ArgumentReader(("f32", "f64")).read((1, 0.1), None)
-    assert (device, stream) == (None, None)
-    assert [type(value) for value in raw] == [ctypes.c_float, ctypes.c_double]
-    assert raw[1].value == 0.1
+    read = ArgumentReader(("f32", "f64")).read
+    assert read((1, 0.1), None) == (None, None, [1, 0.1])
+    largest = (2 - 2.0**-23) * 2.0**127
+    assert read((-largest, 1e300), None)[2] == [-largest, 1e300]
+    assert read((1e300, -np.inf), None)[2] == [np.inf, -np.inf], "as C rounds it"
+    assert all(map(math.isnan, read((np.float64("nan"), math.nan), None)[2]))
     with pytest.raises(TypeError, match="argument 1 must be a number for 'f64', got str"):
-        ArgumentReader(("f32", "f64")).read((1, "2"), None)
+        read((1, "2"), None)
+    for kind in ("f32", "f64"):
+        with pytest.raises(OverflowError):
+            ArgumentReader((kind,)).read((10**400,), None)
+
+
+def test_what_is_fixed_is_checked_and_placeholders_stay():
+    reader = ArgumentReader(("u8*", "i32", "f32*"))
+    late = Placeholder(0)
+    assert reader.read_fixed((4096, 7, late)) == (None, [4096, 7, late])
+    with pytest.raises(ValueError, match=r"argument 1 must be in \[-2147483648, 2147483647\] for 'i32', got 2147483648"):
+        reader.read_fixed((late, 2**31, late))
+    with pytest.raises(TypeError, match="the kernel takes 3 arguments, got 2"):
+        reader.read_fixed((late, 7))
 
 
 def test_addresses_pass_and_what_is_no_gpu_array_does_not():

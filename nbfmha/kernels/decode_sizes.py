@@ -1,0 +1,173 @@
+"""How large a decode launch is: rows and warps of a CTA, its shared memory, and the splits of the sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbfmha.kernels.decode_parts import SIXTEEN_TILE, sixteen_pitch
+from nbfmha.kernels.decode_query import Q_TILE
+from nbfmha.kernels.out_columns import result_pitch
+from nbfmha.kernels.paged_products import words_of_lane
+from nbfmha.kernels.tile_16bit import row_pitch
+from nbfmha.kernels.tile_paged import PagedStage
+from nbfmha.kv_layout import BLOCK, HEAD_DIMS, CacheLayout
+from nbfmha.problem import Problem
+from nbfmha.recipe import TILE_N
+from ptx_inline.isa.shared_memory import shared_limit
+from ptx_inline.toolchain import Target
+
+RESIDENT_WARPS = {
+    (64, 1): 16, (64, 2): 16, (64, 4): 12, (128, 1): 16, (128, 2): 12, (128, 4): 8, (256, 1): 8, (256, 2): 8
+}  # fmt: skip
+"""Warps whose registers an SM holds at once, by head_dim and query tiles: 16 have 128 registers a thread, 12 168, 8 255."""
+CTA_WARPS = (4, 8, 16)
+SIXTEEN_WEIGHT = 2
+"""NVFP4 tiles that a tile in 16 bits, of half as many tokens, counts as, by its bytes: 8 / 4.5."""
+
+
+@dataclass(frozen=True)
+class ContiguousLayout:
+    """Sequences that are one page each, all of it in NVFP4 without a mean, in the words of ``CacheLayout``.
+
+    ``page_size``: tokens of each, a multiple of 16 of any size.
+    """
+
+    num_heads_kv: int
+    head_dim: int
+    page_size: int
+    dtype: str
+    recent_tokens: int = 0
+    sink_tokens: int = 0
+    ring_tokens: int = 0
+
+    def quantized_tokens(self, length: int) -> int:
+        """All of them."""
+        return length
+
+
+Layout = CacheLayout | ContiguousLayout
+
+
+def q_tiles_of(head_dim: int, rows: int) -> int:
+    """Tiles of 8 rows that a CTA has, for so many rows of a head of K and V: more of them share the work for each element
+    of the cache, as far as their accumulators fit the registers."""
+    most = 4 if head_dim <= 128 else 2
+    return next((tiles for tiles in (1, 2) if rows <= Q_TILE * tiles), most)
+
+
+def row_tiles_of(head_dim: int, rows: int) -> int:
+    """CTAs that share so many rows."""
+    return -(-rows // (Q_TILE * q_tiles_of(head_dim, rows)))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Dynamic shared memory of a CTA, in bytes: parts and offsets.
+
+    Q as it came; q_tile: Q for the NVFP4 tiles; shifts: q . km, f32; mean: km; then a place for each warp, in which K and V
+    of its tile lie, and its result at the end.
+    """
+
+    implementation: str
+    head_dim: int
+    q_tiles: int
+
+    @property
+    def stage(self) -> PagedStage:
+        """Of an NVFP4 tile."""
+        return PagedStage(self.head_dim, words_of_lane(self.head_dim, self.q_tiles) if self._widens else 0)
+
+    @property
+    def _widens(self) -> bool:
+        return self.implementation == "dequant"
+
+    @property
+    def q_tile(self) -> int:
+        return Q_TILE * self.q_tiles * row_pitch(self.head_dim)
+
+    @property
+    def shifts(self) -> int:
+        row = row_pitch(self.head_dim) if self._widens else self.head_dim // 2 + self.head_dim // BLOCK
+        return self.q_tile + Q_TILE * self.q_tiles * row
+
+    @property
+    def mean(self) -> int:
+        return self.shifts + 4 * Q_TILE * self.q_tiles
+
+    @property
+    def warps(self) -> int:
+        """Offset of the first warp's place: lines of 128, to be copied to in lines."""
+        return -(-(self.mean + 4 * self.head_dim) // 128) * 128
+
+    @property
+    def warp_bytes(self) -> int:
+        result = Q_TILE * self.q_tiles * result_pitch(self.head_dim)
+        return max(self.stage.bytes, SIXTEEN_TILE * sixteen_pitch(self.head_dim), result)
+
+    def bytes(self, warps: int) -> int:
+        """Of a CTA of so many warps."""
+        return self.warps + warps * self.warp_bytes
+
+
+def why_not(layout: Layout, rows: int, implementation: str, target: Target) -> str | None:
+    """Why ``implementation`` cannot decode ``rows`` rows a head of K and V on ``target``, in words; None where it can."""
+    if implementation == "blockscale" and not target.has_block_scale_mma:
+        return f"the block-scale MMA needs sm_120a or sm_121a, this is {target}"
+    if layout.head_dim not in HEAD_DIMS:
+        return f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))}, got {layout.head_dim}"
+    needed = Memory(implementation, layout.head_dim, q_tiles_of(layout.head_dim, rows)).bytes(min(CTA_WARPS))
+    if needed > shared_limit(target.name):
+        return f"needs {needed} bytes of shared memory a CTA, {target} has {shared_limit(target.name)}"
+    return None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """How a call is divided: CTAs of one split, splits, NVFP4 tiles that a split has at least, and warps of a CTA."""
+
+    ctas: int
+    num_splits: int
+    tiles: int
+    warps: int
+
+
+def choose_splits(
+    layout: Layout,
+    problem: Problem,
+    max_length: int,
+    num_splits: int | None,
+    *,
+    implementation: str,
+    target: Target,
+    multiprocessors: int,
+) -> Splits:
+    """Splits and warps for sequences of up to ``max_length`` tokens: those that fill the GPU, in whole waves of CTAs, about
+    as well as any, and of these the fewest splits, which have to be merged; CTAs of few warps where nothing fills it. A
+    split has two tiles a warp at least. ``num_splits``: as many, if it is given. Every sequence is divided by its own
+    length, so that a ``max_length`` far above it costs splits without tokens, no more."""
+    head_dim, rows = layout.head_dim, problem.seqlen_q * problem.qhead_per_kvhead
+    q_tiles = q_tiles_of(head_dim, rows)
+    ctas = problem.batch * problem.num_heads_kv * row_tiles_of(head_dim, rows)
+    left, _ = problem.bounds
+    quantised = layout.quantized_tokens(max_length)
+    if left is not None:
+        quantised = min(quantised, left + problem.seqlen_q + TILE_N)
+    sixteen = -(-layout.sink_tokens // SIXTEEN_TILE) + -(-layout.ring_tokens // SIXTEEN_TILE)
+    work = -(-quantised // TILE_N) + SIXTEEN_WEIGHT * sixteen
+    if num_splits is not None or not ctas:
+        return Splits(ctas, num_splits or 1, 1, min(CTA_WARPS))
+    memory, limit = Memory(implementation, head_dim, q_tiles), shared_limit(target.name)
+    found = []  # (fullness, splits, warps)
+    for warps in CTA_WARPS:
+        resident, own = RESIDENT_WARPS[head_dim, q_tiles] // warps, memory.bytes(warps)
+        if own > limit or not resident:
+            continue
+        # the driver keeps 1 KiB of each CTA's shared memory
+        slots = multiprocessors * min(resident, (limit + 1024) // (own + 1024))
+        for splits in range(1, max(1, min(work // (2 * warps), -(-2 * slots // ctas))) + 1):
+            waves = -(-ctas * splits // slots)
+            found.append((ctas * splits / (waves * slots), splits, warps))
+    most = max(fullness for fullness, _, _ in found)
+    enough = [(splits, warps) for fullness, splits, warps in found if fullness >= 0.95 * most]
+    splits, warps = min(enough) if most >= 0.8 else min(enough, key=lambda pair: (pair[1], pair[0]))
+    return Splits(ctas, splits, 2 * warps, warps)
