@@ -15,7 +15,9 @@ import sys
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from nbfmha.decode_tickets import tickets_of
 from nbfmha.dispatch import gate
+from nbfmha.gpu_arrays import is_capturing
 from nbfmha.kernels import decode as kernels
 from nbfmha.kernels.decode_sizes import Splits
 from nbfmha.kv_layout import CacheArrays, CacheLayout
@@ -32,7 +34,7 @@ _plans: WeakKeyDictionary[CacheArrays, dict[tuple, Plan]] = WeakKeyDictionary()
 
 
 class Plan:
-    """The launches of one kind of call on one cache, prepared.
+    """The launch of one kind of call on one cache, prepared.
 
     Args:
         q: a tensor that passed all checks; another one of its shape, dtype and device will do as well.
@@ -62,11 +64,13 @@ class Plan:
         shapes = kernels.part_shapes(layout, problem, splits)
         sizes = [math.prod(shape) for shape in shapes]
         self._scratch, self._part_bytes = sum(sizes), 4 * sizes[0] if sizes else 0
-        launches = kernels.launches(
+        self._tickets = tickets_of(arrays, q, splits.ctas) if shapes else None  # the launch has their address
+        launch = kernels.launch_of(
             _Q, layout, arrays, _SEQ_IDS, problem, splits, implementation=implementation, out=_OUT,
             lse=_LSE if has_lse else None, sinks=_SINKS if has_sinks else None, parts=(_PART, _PART_LSE)[: len(shapes)],
+            tickets=self._tickets,
         )  # fmt: skip
-        self._launches = [launch.prepare(device, _ADDRESSES) for launch in launches]
+        self._launch = launch.prepare(device, _ADDRESSES)
 
     def run(self, q: Any, seq_ids: Any, sinks: Any, out: Any) -> Any:
         """What ``nbfmha.decode`` returns; None, with nothing done, where the full checks have to look at a tensor."""
@@ -94,8 +98,7 @@ class Plan:
             part_at = part.data_ptr()
         stream = torch._C._cuda_getCurrentRawStream(self._q[2])
         addresses = q_at, ids_at, sinks_at, out_at, lse_at, part_at, part_at + self._part_bytes
-        for launch in self._launches:
-            launch(addresses, stream)
+        self._launch(addresses, stream)
         return (out, lse) if self._lse_shape else out
 
 
@@ -138,8 +141,9 @@ def keep(
     has_lse: bool,
     has_sinks: bool,
 ) -> None:
-    """Keep the plan of a call that has passed all checks, for as long as the arrays live."""
-    if not splits.ctas or not isinstance(arrays, CacheArrays):
+    """Keep the plan of a call that has passed all checks, for as long as the arrays live; not of one that is captured,
+    whose tickets may be the graph's."""
+    if not splits.ctas or not isinstance(arrays, CacheArrays) or is_capturing(q):
         return
     plans = _plans.setdefault(arrays, {})
     if len(plans) >= SIZE:

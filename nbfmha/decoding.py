@@ -9,6 +9,7 @@ import numpy as np
 
 from nbfmha import decode_plan, gpu_arrays
 from nbfmha.call import Place, check_gradients, check_place, place_of
+from nbfmha.decode_tickets import tickets_of
 from nbfmha.dispatch import GATE, IMPLS, Unavailable, gate
 from nbfmha.kernels import decode as kernels
 from nbfmha.kernels import decode_sizes as sizes
@@ -132,7 +133,10 @@ def decode(
         if overlap(out, q):
             raise ValueError(message("out", "in memory of its own", "memory that it shares with q"))
     lse = gpu_arrays.empty(q, (shape[0], shape[2], shape[1]), "float32") if return_lse else None
-    kernels.decode(q, layout, arrays, seq_ids, problem, splits, implementation=name, out=out, lse=lse, sinks=sinks)
+    tickets = tickets_of(arrays, q, splits.ctas) if splits.num_splits > 1 else None
+    kernels.decode(
+        q, layout, arrays, seq_ids, problem, splits, implementation=name, out=out, tickets=tickets, lse=lse, sinks=sinks
+    )
     if key is not None and plan is None:
         decode_plan.keep(key, q, layout, arrays, problem, splits, name, *flags)
     return (out, lse) if return_lse else out

@@ -80,16 +80,10 @@ def _append(target: Target) -> Kernel:
 
 
 def _decode(target: Target) -> Kernel:
-    """One tile of 16 rows, pages of whole tiles."""
+    """Up to 8 rows, pages of whole tiles."""
     from nbfmha.kernels.decode import decode_kernel
 
     return decode_kernel(_mma(target), 128)
-
-
-def _combine(target: Target) -> Kernel:
-    from nbfmha.kernels.combine import combine_kernel
-
-    return combine_kernel(128, "float16")
 
 
 #: Name -> function of the target that returns the kernel as it would run there: with the block-scale MMA where the
@@ -106,7 +100,6 @@ CATALOGUE: dict[str, Callable[[Target], Kernel]] = {
     "prefill_legacy": _prefill_legacy,
     "append": _append,
     "decode": _decode,
-    "combine": _combine,
 }
 
 

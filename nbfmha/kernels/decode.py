@@ -5,15 +5,16 @@
 CTA: one sequence, one head of K and V, one split, and 8, 16 or 32 rows; a row is one query token of one of the heads that
 share K and V (:mod:`decode_query`). Every warp has all rows and tiles of 64 tokens of its own, so that each element of the
 cache is read and widened once for these rows; the warps' results meet in shared memory at the end. With more than one
-split each writes its (out, LSE) in f32 and :mod:`combine` merges them; a split without tokens writes an LSE of -inf.
+split each writes its (out, LSE) in f32, and the CTA of these rows that is done last merges them (:mod:`decode_merge`); a
+split without tokens writes an LSE of -inf.
 
 ==============  ====================================================================================================
 NVFP4 tile      ``cp.async`` by each warp to one place for K and one for V: K of its next tile comes while V is computed
                 with, V while K is (:mod:`tile_paged`). Q K^T by f16 MMAs of widened codes (``dequant``) or by the
                 block-scale MMA with Q quantised here (``blockscale``); V^T P^T by f16 MMAs of widened codes
                 (:mod:`paged_products`). Tokens [sink_tokens, quantized_tokens)
-16-bit tile     32 tokens of sinks or ring, by MMAs in the call's format (:mod:`decode_parts`), all in one split: that in
-                which the NVFP4 tiles end, or the one after, since they weigh ``SIXTEEN_WEIGHT`` NVFP4 tiles each
+16-bit tile     16 tokens of sinks or ring, in place and turn of an NVFP4 tile, by MMAs in the call's format
+                (:mod:`tile_sixteen`); all in one split: that in which the NVFP4 tiles end, or the one after
 scores          of NVFP4 tiles without q . km, which all tokens of a row share; 16-bit tiles start from -q . km; the LSE,
                 and the argument of a softcap, get it back
 ==============  ====================================================================================================
@@ -35,12 +36,12 @@ from typing import Any
 
 from nbfmha import gpu_arrays
 from nbfmha.gpu_arrays import Launch
-from nbfmha.kernels.combine import combine
-from nbfmha.kernels.decode_parts import LOG2E, SIXTEEN_TILE
+from nbfmha.kernels.decode_merge import LOG2E
 from nbfmha.kernels.decode_query import Q_TILE
-from nbfmha.kernels.decode_sizes import RESIDENT_WARPS, SIXTEEN_WEIGHT, Layout, Memory, Splits, q_tiles_of, row_tiles_of
+from nbfmha.kernels.decode_sizes import FRAME, RESIDENT_WARPS, Layout, Memory, Splits, q_tiles_of, row_tiles_of
 from nbfmha.kernels.out_columns import m_tiles_of, sides_of
 from nbfmha.kernels.paged_products import UNIT
+from nbfmha.kernels.tile_sixteen import TOKENS as SIXTEEN
 from nbfmha.kv_layout import BLOCK, CacheArrays
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N
@@ -48,6 +49,7 @@ from ptx_inline.toolchain import Kernel
 
 IMPLEMENTATIONS = ("blockscale", "dequant")
 MAX_QUERIES = 16
+SLOT, SLOT_HEAD, LENGTH, POSITION, FIRST_ROW, SINK_TILES, SINK_STOP, RING_FIRST = range(FRAME)
 NO_LIMIT = 1 << 30  # of a window's side
 
 
@@ -57,23 +59,32 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     general: scores need more than one positive factor (softcap, or softmax_scale <= 0). whole: pages of whole tiles.
     warps: of a CTA.
     """
-    import numpy as np
     from numba import cuda
     from numba.core import types
 
-    from nbfmha.kernels import decode_parts, decode_query, out_columns, paged_products, softmax, tile_paged
+    from nbfmha.kernels import (
+        decode_merge,
+        decode_query,
+        out_columns,
+        paged_products,
+        softmax,
+        tile_paged,
+        tile_sixteen,
+    )  # fmt: skip
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
-    wait_but_newest, wait_but_two, unknown = dev.cp_async_wait_group_1, dev.cp_async_wait_group_2, dev.unknown_u32
-    load_shared, float_of, shuffle = dev.ld_shared_u32, dev.mov_f32_b32, dev.shfl_sync_idx_b32
+    wait_but_newest, wait_but_two = dev.cp_async_wait_group_1, dev.cp_async_wait_group_2
+    load_shared, store_shared, float_of, shuffle = (
+        dev.ld_shared_u32, dev.st_shared_u32, dev.mov_f32_b32, dev.shfl_sync_idx_b32
+    )  # fmt: skip
     blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
     threads, m_tiles, sides = 32 * warps, m_tiles_of(q_tiles), sides_of(q_tiles)
     cta_rows, c_tiles, n_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 8, head_dim // 64
-    at_q_tile, at_shifts, at_mean, at_warps, warp_bytes = (
-        memory.q_tile, memory.shifts, memory.mean, memory.warps, memory.warp_bytes
+    at_q_tile, at_shifts, at_mean, at_frame, at_warps, at_v, warp_bytes = (
+        memory.q_tile, memory.shifts, memory.mean, memory.frame, memory.warps, memory.stage.v, memory.warp_bytes
     )  # fmt: skip
     stats_bytes, chunks, codes_bytes = 8 * cta_rows, head_dim // 4, cta_rows * head_dim // 2
     scale_words, pv_steps = (k_steps + 1) // 2, TILE_N // 16
@@ -87,9 +98,19 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     general_scores = make(softmax.make_general_scores, sides, n_tiles)
     weights = make(softmax.make_weights, sides, n_tiles, 0.0)
     rescale = make(out_columns.make_rescale_columns, head_dim, q_tiles)
-    run_sixteen = decode_parts.make_run_sixteen(make, head_dim, dtype, q_tiles, general)
+    load_rows, s_tiles = tile_sixteen.make_load_rows(head_dim), SIXTEEN // 8
+    qk_rows, pv_rows = (
+        tile_sixteen.make_qk(head_dim, dtype, q_tiles), tile_sixteen.make_pv(head_dim, dtype, q_tiles)
+    )  # fmt: skip
+    pack_rows, mask_rows = (
+        out_columns.make_pack_columns(dtype, q_tiles, s_tiles), softmax.make_mask_ranges("rows", sides, s_tiles)
+    )  # fmt: skip
+    general_rows, weights_rows = (
+        softmax.make_general_scores(sides, s_tiles), softmax.make_weights(sides, s_tiles, 0.0)
+    )  # fmt: skip
     store_result = out_columns.make_store_result(head_dim, q_tiles)
-    merge_warps = decode_parts.make_merge_warps(head_dim, dtype, warps)
+    merge_warps = decode_merge.make_merge_warps(head_dim, dtype, warps)
+    merge_splits, take_ticket = decode_merge.make_merge_splits(head_dim, dtype), dev.atom_acq_rel_gpu_global_inc_u32
 
     # Q K^T of a tile, and Q as it reads it. Numba types every branch, so each implementation is its functions
     if blockscale:
@@ -144,21 +165,28 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         scores(acc_s, a, sfa, own_q, stage, lane)
 
     @cuda.jit(device=True, forceinline=True)
+    def keep(frame, word, value):
+        store_shared(frame + u32(4 * word), u32(value))
+
+    @cuda.jit(device=True, forceinline=True)
+    def recall(frame, word):
+        return i32(load_shared(frame + u32(4 * word)))
+
+    @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def find_bounds(low, high, m, lane, position, first_row, group, window_left, first, stop):
+    def find_bounds(low, high, m, lane, frame, group, window_left, first, stop):
         """Tokens [low, high) of [first, stop) that the lane's rows see."""
         for side in unroll(sides):
-            # unknown: else they would be kept for all tiles, few of which are masked
-            row = unknown(u32(lane >> i32(2))) + u32(16) * m + u32(8 * side)
-            own = i32(position + i32(u32(i32(first_row) + i32(row)) // u32(group)))
+            row = u32(recall(frame, FIRST_ROW)) + u32(lane >> i32(2)) + u32(16) * m + u32(8 * side)
+            own = i32(recall(frame, POSITION) + i32(row // u32(group)))
             low[side] = i32(max(own - window_left, first))
             high[side] = i32(min(own + i32(1), stop))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def compute_weights(
-        acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, position, first_row, group, window_left, first,
-        stop, shifted, scale, softmax_scale, cap, lane,
+        acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, frame, group, window_left, first, stop, shifted,
+        scale, softmax_scale, cap, lane,
     ):  # fmt: skip
         factor = cuda.local.array(2, f32)
         low = cuda.local.array(2, i32)
@@ -167,20 +195,84 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             if general:
                 general_scores(acc_s[m], shifted[m], softmax_scale, cap)
             if first_n < full_low or i32(first_n + i32(TILE_N)) > full_high:
-                find_bounds(low, high, u32(m), lane, position, first_row, group, window_left, first, stop)
+                find_bounds(low, high, u32(m), lane, frame, group, window_left, first, stop)
                 mask(acc_s[m], low, high, first_n, i32(lane & i32(3)))
             weights(acc_s[m], row_max[m], row_sum[m], factor, scale)
             rescale(acc_o, u32(m), factor, lane)
         pack(p, acc_s)
 
     @cuda.jit(device=True, forceinline=True)
-    def find_pages(tables, table_at, page_size, first_n, stop_n, lane):
+    def find_sixteen(frame, tile):
+        """(in the sinks, first token, end of the tokens there) of tile ``tile`` of those in 16 bits."""
+        sink_tiles = recall(frame, SINK_TILES)
+        if tile < sink_tiles:
+            return True, i32(i32(SIXTEEN) * tile), recall(frame, SINK_STOP)
+        return False, i32(recall(frame, RING_FIRST) + i32(SIXTEEN) * i32(tile - sink_tiles)), recall(frame, LENGTH)
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_sixteen(smem, sinks, recent, tile, frame, sink_tokens, recent_tokens, lane):
+        """K or V of such a tile."""
+        in_sinks, token, stop = find_sixteen(frame, tile)
+        sequence = i64(recall(frame, SLOT_HEAD))
+        if in_sinks:
+            load_rows(smem, sinks, (sequence * i64(sink_tokens) + i64(token)) * i64(2 * head_dim), i32(stop - token), lane)
+        else:
+            places = i32(recent_tokens + i32(BLOCK))
+            at = (sequence * i64(places) + i64(u32(token) % u32(places))) * i64(2 * head_dim)
+            load_rows(smem, recent, at, i32(stop - token), lane)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def score_sixteen(acc_s, plain, stage, shifts, lane):
+        for m in unroll(m_tiles):
+            for side in unroll(2):  # the second one is there twice, or not there
+                row = u32(lane >> i32(2)) + u32(16 * m + (8 * side if sides == 2 else 0))
+                shift = float_of(load_shared(shifts + u32(4) * row))
+                for t in unroll(s_tiles):
+                    for e in unroll(2):
+                        acc_s[m, t, 2 * side + e] = -shift
+        qk_rows(acc_s, plain, stage, lane)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def weigh_sixteen(
+        acc_o, row_max, row_sum, acc_s, p, tile, frame, group, window_left, shifts, scale, softmax_scale, cap, lane
+    ):  # fmt: skip
+        factor = cuda.local.array(2, f32)
+        shifted = cuda.local.array(2, f32)
+        low = cuda.local.array(2, i32)
+        high = cuda.local.array(2, i32)
+        _, token, stop = find_sixteen(frame, tile)
+        for m in unroll(m_tiles):
+            if general:
+                for side in unroll(sides):
+                    row = u32(lane >> i32(2)) + u32(16 * m + 8 * side)
+                    shifted[side] = float_of(load_shared(shifts + u32(4) * row))
+                general_rows(acc_s[m], shifted, softmax_scale, cap)
+            find_bounds(low, high, u32(m), lane, frame, group, window_left, i32(0), stop)
+            mask_rows(acc_s[m], low, high, token, i32(lane & i32(3)))
+            weights_rows(acc_s[m], row_max[m], row_sum[m], factor, scale)
+            rescale(acc_o, u32(m), factor, lane)
+        pack_rows(p, acc_s)
+
+    @cuda.jit(device=True, forceinline=True)
+    def table_of(paged, frame, table_width):
+        slot = i64(recall(frame, SLOT))
+        return slot * i64(table_width) if paged != i32(0) else i64(-1) - slot
+
+    @cuda.jit(device=True, forceinline=True)
+    def find_pages(tables, paged, frame, table_width, page_size, first_n, stop_n, lane):
         """Of 32 tiles of the warp at once, one a lane: a look-up takes as long as a tile's load."""
         token = i32(first_n + i32(TILE_N * warps) * lane)
         page, place = i32(0), i32(0)
         if token < stop_n:
-            page, place = find_page(tables, table_at, page_size, token)
+            page, place = find_page(tables, table_of(paged, frame, table_width), page_size, token)
         return page, place
+
+    @cuda.jit(device=True, forceinline=True)
+    def tile_after(first_n, stop_n):
+        """The number among the tiles in 16 bits of one that is as far behind those in NVFP4."""
+        return i32(i32(first_n - stop_n) >> i32(6))
 
     @cuda.jit(device=True, forceinline=True)
     def of_turn(lanes_value, turn):
@@ -189,17 +281,17 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     @unrolled
     def decode(
         out, lse, part, part_lse, q, k_codes, k_scales, v_codes, v_scales, k_recent, v_recent, k_sinks, v_sinks, k_mean,
-        lengths, tables, seq_ids, sinks, has_lse, has_sinks, paged, has_lengths, batch_size, num_splits, split_tiles,
-        row_tiles, q_len, num_heads_kv, group, page_size, table_width, recent_tokens, sink_tokens, window_left,
+        lengths, tables, seq_ids, sinks, tickets, has_lse, has_sinks, paged, has_lengths, batch_size, num_splits,
+        split_tiles, row_tiles, q_len, num_heads_kv, group, page_size, table_width, recent_tokens, sink_tokens, window_left,
         softmax_scale, cap,
     ):  # fmt: skip
         plain = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
-        own_q, shifts, mean, pool = (
-            plain + u32(at_q_tile), plain + u32(at_shifts), plain + u32(at_mean), plain + u32(at_warps)
-        )  # fmt: skip
+        own_q, shifts, frame = plain + u32(at_q_tile), plain + u32(at_shifts), plain + u32(at_frame)
+        mean, pool = plain + u32(at_mean), plain + u32(at_warps)
         stats = plain  # when all warps are done with Q
-        # unknown: else the thread's number is read again in every tile, which takes as long as a load
-        thread = i32(unknown(u32(cuda.threadIdx.x)))
+        # by a shuffle: else the thread's number is read again in every tile, which takes as long as a load
+        thread = i32(cuda.threadIdx.x)
+        thread = of_turn(thread, thread)
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         stage = pool + u32(warp_bytes) * u32(warp)
 
@@ -208,10 +300,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         row_tile, rest = i32(rest % u32(row_tiles)), rest // u32(row_tiles)
         kv_head, batch = i32(rest % u32(num_heads_kv)), i32(rest // u32(num_heads_kv))
         first_row, rows = i32(row_tile * i32(cta_rows)), i32(q_len * group)
-        slot, length, table_at = batch, page_size, i64(-1) - i64(batch)
+        slot, length = batch, page_size
         if paged != i32(0):
             slot = i32(seq_ids[batch])
-            table_at = i64(slot) * i64(table_width)
         if has_lengths != i32(0):
             length = i32(lengths[slot])
         heads = i32(num_heads_kv * group)
@@ -228,44 +319,57 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         tiles = i32(max(stop - max(begin, sink_tokens), i32(0)))
         tiles = i32((stop - begin + i32(TILE_N - 1)) >> i32(6)) if tiles > i32(0) else i32(0)
         sink_stop = i32(min(sink_tokens, length))
-        sink_tiles = i32(u32(sink_stop + i32(SIXTEEN_TILE - 1)) // u32(SIXTEEN_TILE)) if seen_from < sink_stop else i32(0)
-        ring_first = i32(max(max(stop, sink_stop), seen_from))
-        ring_tiles = i32(u32(max(length - ring_first, i32(0)) + i32(SIXTEEN_TILE - 1)) // u32(SIXTEEN_TILE))
-        weight = i32(i32(SIXTEEN_WEIGHT) * (sink_tiles + ring_tiles))
-        share = i32(max(split_tiles, i32(u32(tiles + weight + num_splits - i32(1)) // u32(num_splits))))
+        sink_tiles = i32(u32(sink_stop + i32(SIXTEEN - 1)) // u32(SIXTEEN)) if seen_from < sink_stop else i32(0)
+        ring_first = i32(max(max(stop, sink_tokens), seen_from & i32(-SIXTEEN)))
+        ring_tiles = i32(u32(max(length - ring_first, i32(0)) + i32(SIXTEEN - 1)) // u32(SIXTEEN))
+        sixteen = i32(sink_tiles + ring_tiles)
+        share = i32(max(split_tiles, i32(u32(tiles + sixteen + num_splits - i32(1)) // u32(num_splits))))
         own_from = i32(min(split * share, tiles))
         own_to = i32(min(own_from + share, tiles))
-        sixteen_split = i32(min(i32(u32(tiles + max(weight, i32(1)) - i32(1)) // u32(share)), num_splits - i32(1)))
-        sixteen_tiles = i32(sink_tiles + ring_tiles) if split == sixteen_split else i32(0)
+        sixteen_split = i32(min(i32(u32(tiles + max(sixteen, i32(1)) - i32(1)) // u32(share)), num_splits - i32(1)))
+        # the split's tiles: those in NVFP4 from own_from to own_to, then those in 16 bits; warps take them in turn
+        if split != sixteen_split:
+            sixteen = i32(0)
         partial = num_splits > i32(1)
-        if partial and own_from == own_to and sixteen_tiles == i32(0):
-            row = i32(first_row + thread)
-            if thread < i32(cta_rows) and row < rows:
-                token = i32(u32(row) // u32(group))
-                at = (i64(batch) * i64(q_len) + i64(token)) * i64(heads) + i64(i32(kv_head * group + row - token * group))
-                part_lse[i64(split) * all_rows + at] = f32(-np.inf)
-            return
+        if thread == i32(0):
+            keep(frame, SLOT, slot)
+            keep(frame, SLOT_HEAD, i32(slot * num_heads_kv + kv_head))
+            keep(frame, LENGTH, length)
+            keep(frame, POSITION, position)
+            keep(frame, FIRST_ROW, first_row)
+            keep(frame, SINK_TILES, sink_tiles)
+            keep(frame, SINK_STOP, sink_stop)
+            keep(frame, RING_FIRST, ring_first)
+        cuda.syncthreads()
 
         # Q first, else it would come after the first tiles of all CTAs; these come while it is prepared
         first_n, stop_n = i32(begin + (own_from + warp) * i32(TILE_N)), i32(begin + own_to * i32(TILE_N))
         pages, places, turn = i32(0), i32(0), i32(0)
         if whole:
-            pages, places = find_pages(tables, table_at, page_size, first_n, stop_n, lane)
+            pages, places = find_pages(tables, paged, frame, table_width, page_size, first_n, stop_n, lane)
         fetch_queries(
             plain, mean, q, k_mean, paged, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len, thread
         )
         commit()
         if first_n < stop_n:
             load_k(
-                stage, k_codes, k_scales, tables, table_at, of_turn(pages, turn), of_turn(places, turn), kv_head,
-                num_heads_kv, page_size, first_n, stop, lane,
+                stage, k_codes, k_scales, tables, table_of(paged, frame, table_width), of_turn(pages, turn),
+                of_turn(places, turn), kv_head, num_heads_kv, page_size, first_n, stop, lane,
             )  # fmt: skip
+        elif tile_after(first_n, stop_n) < sixteen:
+            load_sixteen(
+                stage, k_sinks, k_recent, tile_after(first_n, stop_n), frame, sink_tokens, recent_tokens, lane
+            )
         commit()
         if first_n < stop_n:
             load_v(
-                stage, v_codes, v_scales, tables, table_at, of_turn(pages, turn), of_turn(places, turn), kv_head,
-                num_heads_kv, page_size, first_n, stop, lane,
+                stage, v_codes, v_scales, tables, table_of(paged, frame, table_width), of_turn(pages, turn),
+                of_turn(places, turn), kv_head, num_heads_kv, page_size, first_n, stop, lane,
             )  # fmt: skip
+        elif tile_after(first_n, stop_n) < sixteen:
+            load_sixteen(
+                stage + u32(at_v), v_sinks, v_recent, tile_after(first_n, stop_n), frame, sink_tokens, recent_tokens, lane
+            )
         commit()
         wait_but_two()
         cuda.syncthreads()
@@ -299,20 +403,24 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         while first_n < stop_n:
             next_n, turn = i32(first_n + i32(TILE_N * warps)), i32(turn + i32(1))
             if whole and (turn & i32(31)) == i32(0):
-                pages, places = find_pages(tables, table_at, page_size, next_n, stop_n, lane)
+                pages, places = find_pages(tables, paged, frame, table_width, page_size, next_n, stop_n, lane)
             wait_but_newest()  # K is there
             cuda.syncwarp()
             compute_scores(acc_s, a, sfa, own_q, stage, lane)
             cuda.syncwarp()  # nobody reads K any more
             if next_n < stop_n:
                 load_k(
-                    stage, k_codes, k_scales, tables, table_at, of_turn(pages, turn), of_turn(places, turn), kv_head,
-                    num_heads_kv, page_size, next_n, stop, lane,
+                    stage, k_codes, k_scales, tables, table_of(paged, frame, table_width), of_turn(pages, turn),
+                    of_turn(places, turn), kv_head, num_heads_kv, page_size, next_n, stop, lane,
                 )  # fmt: skip
+            elif tile_after(next_n, stop_n) < sixteen:
+                load_sixteen(
+                    stage, k_sinks, k_recent, tile_after(next_n, stop_n), frame, sink_tokens, recent_tokens, lane
+                )
             commit()
             compute_weights(
-                acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, position, first_row, group, window_left,
-                sink_tokens, stop, shifted, scale, softmax_scale * f32(k_unit), cap, lane,
+                acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, frame, group, window_left, sink_tokens,
+                stop, shifted, scale, softmax_scale * f32(k_unit), cap, lane,
             )  # fmt: skip
             wait_but_newest()  # V is there
             cuda.syncwarp()
@@ -321,41 +429,41 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             cuda.syncwarp()
             if next_n < stop_n:
                 load_v(
-                    stage, v_codes, v_scales, tables, table_at, of_turn(pages, turn), of_turn(places, turn), kv_head,
-                    num_heads_kv, page_size, next_n, stop, lane,
+                    stage, v_codes, v_scales, tables, table_of(paged, frame, table_width), of_turn(pages, turn),
+                    of_turn(places, turn), kv_head, num_heads_kv, page_size, next_n, stop, lane,
                 )  # fmt: skip
+            elif tile_after(next_n, stop_n) < sixteen:
+                load_sixteen(
+                    stage + u32(at_v), v_sinks, v_recent, tile_after(next_n, stop_n), frame, sink_tokens, recent_tokens, lane
+                )
             commit()
             first_n = next_n
         for c in unroll(c_tiles):
             for i in unroll(q_tiles):
                 enlarge(acc_o[c, i])
 
-        low = cuda.local.array((m_tiles, 2), i32)
-        high = cuda.local.array((m_tiles, 2), i32)
         scale = f32(1) if general else softmax_scale * f32(LOG2E)
-        tile = i32(i32(warps - 1) - warp)  # the last warps had fewer tiles
-        while tile < sixteen_tiles:
-            is_sink = tile < sink_tiles
-            first_n, run_stop = i32(tile * i32(SIXTEEN_TILE)), sink_stop
-            if not is_sink:
-                first_n, run_stop = i32(ring_first + (tile - sink_tiles) * i32(SIXTEEN_TILE)), length
-            ring = i32(recent_tokens + i32(BLOCK))
-            place = i32(u32(first_n) % u32(ring))
-            if is_sink:
-                ring = i32(max(sink_tokens, i32(1)))
-                place = first_n
-            base = (i64(slot) * i64(num_heads_kv) + i64(kv_head)) * i64(ring) * i64(head_dim)
-            for m in unroll(m_tiles):
-                find_bounds(low[m], high[m], u32(m), lane, position, first_row, group, window_left, i32(0), run_stop)
-                for side in unroll(sides):
-                    at = shifts + u32(4) * (u32(lane >> i32(2)) + u32(16 * m + 8 * side))
-                    shifted[m, side] = float_of(load_shared(at))
-            run_sixteen(
-                acc_o, row_max, row_sum, acc_s, p, plain, stage, k_sinks if is_sink else k_recent,
-                v_sinks if is_sink else v_recent, base, ring, place, first_n,
-                i32(min(run_stop - first_n, i32(SIXTEEN_TILE))), low, high, shifted, scale, softmax_scale, cap, lane,
-            )  # fmt: skip
-            tile = i32(tile + i32(warps))
+        tile = tile_after(first_n, stop_n)
+        while tile < sixteen:
+            ahead = i32(tile + i32(warps))
+            wait_but_newest()
+            cuda.syncwarp()
+            score_sixteen(acc_s, plain, stage, shifts, lane)
+            cuda.syncwarp()
+            if ahead < sixteen:
+                load_sixteen(stage, k_sinks, k_recent, ahead, frame, sink_tokens, recent_tokens, lane)
+            commit()
+            weigh_sixteen(
+                acc_o, row_max, row_sum, acc_s, p, tile, frame, group, window_left, shifts, scale, softmax_scale, cap, lane
+            )
+            wait_but_newest()
+            cuda.syncwarp()
+            pv_rows(acc_o, p, stage + u32(at_v), lane)
+            cuda.syncwarp()
+            if ahead < sixteen:
+                load_sixteen(stage + u32(at_v), v_sinks, v_recent, ahead, frame, sink_tokens, recent_tokens, lane)
+            commit()
+            tile = ahead
 
         cuda.syncthreads()  # the results take the place of Q and of the tiles
         store_result(stage, stats + u32(stats_bytes) * u32(warp), acc_o, row_max, row_sum, lane)
@@ -383,13 +491,37 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                     partial or has_lse != i32(0), partial,
                 )  # fmt: skip
 
+        if partial:  # the CTA that is done last merges the splits of these rows
+            cuda.syncthreads()
+            if thread == i32(0):
+                group_of_splits = i64(u32(cuda.blockIdx.x) // u32(num_splits))
+                before = take_ticket(tickets, group_of_splits, u32(num_splits - i32(1)))
+                store_shared(plain, u32(1) if before == u32(num_splits - i32(1)) else u32(0))
+            cuda.syncthreads()
+            if load_shared(plain) != u32(0):
+                row = i32(warp)
+                while row < i32(cta_rows) and i32(first_row + row) < rows:
+                    query = i32(first_row + row)
+                    token = i32(u32(query) // u32(group))
+                    head = i32(kv_head * group + query - token * group)
+                    at = (i64(batch) * i64(q_len) + i64(token)) * i64(heads) + i64(head)
+                    lse_row = (i64(batch) * i64(heads) + i64(head)) * i64(q_len) + i64(token)
+                    sink = f32(0)
+                    if has_sinks != i32(0):
+                        sink = sinks[head]
+                    merge_splits(
+                        out, lse, part, part_lse, num_splits, all_rows, at, lse_row, has_sinks != i32(0), sink,
+                        has_lse != i32(0), lane,
+                    )  # fmt: skip
+                    row = i32(row + i32(warps))
+
     return decode
 
 
 #: Types of: out, lse; part, part_lse; q and the arrays of ``CacheArrays`` up to k_mean, as bytes; lengths, tables,
-#: seq_ids; sinks; 4 flags; batch_size ... window_left; softmax_scale, cap.
+#: seq_ids; sinks; tickets; 4 flags; batch_size ... window_left; softmax_scale, cap.
 SIGNATURE = (
-    "u32*", "f32*", "u32*", "f32*", *("u8*",) * 10, *("i32*",) * 3, "f32*", *("i32",) * 16, "f32", "f32"
+    "u32*", "f32*", "u32*", "f32*", *("u8*",) * 10, *("i32*",) * 3, "f32*", "u32*", *("i32",) * 16, "f32", "f32"
 )  # fmt: skip
 
 
@@ -413,7 +545,7 @@ def part_shapes(layout: Layout, problem: Problem, splits: Splits) -> tuple[tuple
     return ((count, rows, layout.head_dim), (count, rows)) if count > 1 else ()
 
 
-def launches(
+def launch_of(
     q: Any,
     layout: Layout,
     arrays: CacheArrays,
@@ -426,21 +558,20 @@ def launches(
     lse: Any,
     sinks: Any,
     parts: Sequence[Any],
-) -> list[Launch]:
-    """What one pass queues, in order; ``parts``: arrays of ``part_shapes``, the others as in ``decode``."""
+    tickets: Any,
+) -> Launch:
+    """What one pass queues. parts: arrays of ``part_shapes``, and tickets: int32 zeros, ``splits.ctas`` or more, which are
+    zeros again afterwards; with one split () and None. The others as in ``decode``."""
     group, head_dim = problem.qhead_per_kvhead, layout.head_dim
     rows = problem.seqlen_q * group
     q_tiles, warps, (left, _) = q_tiles_of(head_dim, rows), splits.warps, problem.bounds
-    # with several splits this kernel writes the parts alone
-    results = (parts[0], 0, *parts) if parts else (out, 0 if lse is None else lse, 0, 0)
     held = (
         arrays.k_codes, arrays.k_scales, arrays.v_codes, arrays.v_scales, arrays.k_recent, arrays.v_recent,
         arrays.k_sinks, arrays.v_sinks, arrays.k_mean, arrays.lengths, arrays.block_tables,
     )  # fmt: skip
+    arrays_or_none = (lse, *(parts or (None, None)), q, *held, seq_ids, sinks, tickets)
     arguments = (
-        *results, q,
-        *(0 if array is None else array for array in held),
-        *(0 if array is None else array for array in (seq_ids, sinks)),
+        out, *(0 if array is None else array for array in arrays_or_none),
         *(int(x is not None) for x in (lse, sinks, seq_ids, arrays.lengths)),
         problem.batch, splits.num_splits, splits.tiles, row_tiles_of(head_dim, rows), problem.seqlen_q,
         layout.num_heads_kv, group, layout.page_size,
@@ -451,11 +582,7 @@ def launches(
     whole = layout.page_size % TILE_N == 0
     kernel = decode_kernel(implementation, head_dim, layout.dtype, q_tiles, general, whole, warps)
     smem_bytes = Memory(implementation, head_dim, q_tiles).bytes(warps)
-    grid = (splits.ctas * splits.num_splits,)
-    first = Launch(kernel, grid, (32 * warps,), arguments, smem_bytes)
-    if not parts:
-        return [first]
-    return [first, combine(*parts, out, lse, sinks, splits.num_splits, layout.dtype, problem)]
+    return Launch(kernel, (splits.ctas * splits.num_splits,), (32 * warps,), arguments, smem_bytes)
 
 
 def decode(
@@ -468,6 +595,7 @@ def decode(
     *,
     implementation: str,
     out: Any,
+    tickets: Any,
     lse: Any = None,
     sinks: Any = None,
 ) -> None:
@@ -476,10 +604,10 @@ def decode(
     q, out: (batch, q_len, num_heads_q, head_dim), contiguous, 16-byte aligned. lse: float32 (batch, num_heads_q, q_len) or
     None. seq_ids: int32 (batch,); None: sequence i is page i as a whole, ``arrays`` has no more than codes, scales and
     perhaps ``lengths``, else None. sinks: float32 (num_heads_q,) or None. ``problem``: its bounds, scale and softcap.
+    tickets: as in ``launch_of``.
     """
     if not splits.ctas:
         return
     parts = [gpu_arrays.empty_for_parts(q, shape) for shape in part_shapes(layout, problem, splits)]
     given = {"implementation": implementation, "out": out, "lse": lse, "sinks": sinks, "parts": parts}
-    for launch in launches(q, layout, arrays, seq_ids, problem, splits, **given):
-        gpu_arrays.launch(*launch)
+    gpu_arrays.launch(*launch_of(q, layout, arrays, seq_ids, problem, splits, tickets=tickets, **given))

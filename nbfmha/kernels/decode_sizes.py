@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbfmha.kernels.decode_parts import SIXTEEN_TILE, sixteen_pitch
 from nbfmha.kernels.decode_query import Q_TILE
 from nbfmha.kernels.out_columns import result_pitch
 from nbfmha.kernels.paged_products import words_of_lane
 from nbfmha.kernels.tile_16bit import row_pitch
 from nbfmha.kernels.tile_paged import PagedStage
+from nbfmha.kernels.tile_sixteen import TOKENS as SIXTEEN
 from nbfmha.kv_layout import BLOCK, HEAD_DIMS, CacheLayout
 from nbfmha.problem import Problem
 from nbfmha.recipe import TILE_N
@@ -21,8 +21,8 @@ RESIDENT_WARPS = {
 }  # fmt: skip
 """Warps whose registers an SM holds at once, by head_dim and query tiles: 16 have 128 registers a thread, 12 168, 8 255."""
 CTA_WARPS = (4, 8, 16)
-SIXTEEN_WEIGHT = 2
-"""NVFP4 tiles that a tile in 16 bits, of half as many tokens, counts as, by its bytes: 8 / 4.5."""
+FRAME = 8
+"""Words of what a CTA seldom needs; registers are scarce."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def row_tiles_of(head_dim: int, rows: int) -> int:
 class Memory:
     """Dynamic shared memory of a CTA, in bytes: parts and offsets.
 
-    Q as it came; q_tile: Q for the NVFP4 tiles; shifts: q . km, f32; mean: km; then a place for each warp, in which K and V
-    of its tile lie, and its result at the end.
+    Q as it came; q_tile: Q for the NVFP4 tiles; shifts: q . km, f32; mean: km; frame: ``FRAME`` words of the CTA's own; then
+    a place for each warp, in which K and V of its tile lie, and its result at the end.
     """
 
     implementation: str
@@ -95,14 +95,18 @@ class Memory:
         return self.shifts + 4 * Q_TILE * self.q_tiles
 
     @property
+    def frame(self) -> int:
+        return self.mean + 4 * self.head_dim
+
+    @property
     def warps(self) -> int:
         """Offset of the first warp's place: lines of 128, to be copied to in lines."""
-        return -(-(self.mean + 4 * self.head_dim) // 128) * 128
+        return -(-(self.frame + 4 * FRAME) // 128) * 128
 
     @property
     def warp_bytes(self) -> int:
         result = Q_TILE * self.q_tiles * result_pitch(self.head_dim)
-        return max(self.stage.bytes, SIXTEEN_TILE * sixteen_pitch(self.head_dim), result)
+        return max(self.stage.bytes, result)
 
     def bytes(self, warps: int) -> int:
         """Of a CTA of so many warps."""
@@ -152,8 +156,7 @@ def choose_splits(
     quantised = layout.quantized_tokens(max_length)
     if left is not None:
         quantised = min(quantised, left + problem.seqlen_q + TILE_N)
-    sixteen = -(-layout.sink_tokens // SIXTEEN_TILE) + -(-layout.ring_tokens // SIXTEEN_TILE)
-    work = -(-quantised // TILE_N) + SIXTEEN_WEIGHT * sixteen
+    work = -(-quantised // TILE_N) + (layout.sink_tokens + layout.ring_tokens) // SIXTEEN
     if num_splits is not None or not ctas:
         return Splits(ctas, num_splits or 1, 1, min(CTA_WARPS))
     memory, limit = Memory(implementation, head_dim, q_tiles), shared_limit(target.name)

@@ -86,40 +86,6 @@ def make_rescale_columns(head_dim: int, q_tiles: int):
     return rescale
 
 
-def make_pv_rows(head_dim: int, dtype: str, q_tiles: int, tile_n: int, pitch: int):
-    """Device function ``(acc_o: f32[head_dim / 16, q_tiles, 4], p: u32[q_tiles, tile_n / 16, 2], v_smem, lane)``: adds
-    P in ``dtype`` times ``tile_n`` rows of V in shared memory, ``pitch`` bytes apart."""
-    from numba import cuda
-    from numba.core import types
-
-    from ptx_inline import device as dev
-    from ptx_inline.unroll import unroll, unrolled
-
-    u32, ffi, ldmatrix_x4_trans = types.uint32, dev.ffi, dev.ldmatrix_x4_trans
-    mma = dev.mma_m16n8k16_bf16 if dtype == "bfloat16" else dev.mma_m16n8k16_f16
-    c_tiles, k_steps = head_dim // 16, tile_n // 16
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def multiply(acc, a, p, step):
-        for i in unroll(q_tiles):
-            c = ffi.from_buffer(acc[i])
-            mma(c, ffi.from_buffer(a), ffi.from_buffer(p[i, step]), c)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def pv(acc_o, p, v_smem, lane):
-        a = cuda.local.array(4, u32)
-        # eight lanes address the rows of one matrix: eight tokens of both halves of the channels, then the next eight
-        v_at = v_smem + u32((lane & 7) + ((lane >> 4) << 3)) * u32(pitch) + u32((lane >> 3) & 1) * u32(16)
-        for c in unroll(c_tiles):
-            for step in unroll(k_steps):
-                ldmatrix_x4_trans(ffi.from_buffer(a), v_at + u32(16 * pitch * step + 32 * c))
-                multiply(acc_o[c], a, p, u32(step))
-
-    return pv
-
-
 def result_pitch(head_dim: int) -> int:
     """Bytes from one query of a warp's f32 result to the next in shared memory: what the lanes store at once lies in
     different banks."""

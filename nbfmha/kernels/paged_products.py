@@ -69,7 +69,12 @@ def _make_widen_word():
 
 def make_qk_widened(stage: PagedStage, q_tiles: int):
     """Device function ``(acc_s: f32[m_tiles, 8, 4], q_smem, stage, lane)``: adds the scores, ``UNIT`` times too small. Q:
-    rows of f16 in ``channel_order``, at the pitch of :mod:`tile_16bit`; one query tile alone stands in both halves."""
+    rows of f16 in ``channel_order``, at the pitch of :mod:`tile_16bit`.
+
+    One query tile alone needs half of an A fragment: the other half is the next k step's. Two k steps then have one
+    fragment and an accumulator each, the first with its scores in the upper half, the second in the lower; the other halves
+    are products of one step's Q with the other's K, and forgotten. That halves the registers that Q takes.
+    """
     from numba import cuda
     from numba.core import types
 
@@ -78,51 +83,95 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
     from ptx_inline.unroll import unroll, unrolled
 
     u32 = types.uint32
+    f32 = types.float32
     ffi, ldmatrix_x4, load, prmt = dev.ffi, dev.ldmatrix_x4, dev.ld_shared_u32, dev.prmt_b32
     f16x2_e4m3x2, load_words = dev.cvt_rn_f16x2_e4m3x2, dev.ld_shared_v4_u32 if stage.words == 4 else dev.ld_shared_v2_u32
-    mma, widen_word, m_tiles, q_rows = dev.mma_m16n8k16_f16, _make_widen_word(), m_tiles_of(q_tiles), 8 * min(q_tiles, 2)
+    mma, widen_word, m_tiles, paired = dev.mma_m16n8k16_f16, _make_widen_word(), m_tiles_of(q_tiles), q_tiles == 1
     head_dim, words, chunks, swizzle = stage.head_dim, stage.words, stage.chunks, make_swizzle(stage)
     at_sfk, sfk_block, q_pitch = stage.sfk, stage.sfk_block, row_pitch(stage.head_dim)
-    slabs, k_steps, sfk_pitch, two_scales = head_dim // (32 * words), 2 * words, head_dim // 16, words == 4
+    slabs, sfk_pitch, two_scales = head_dim // (32 * words), head_dim // 16, words == 4
+    fragments = words if paired else 2 * words  # of Q a slab, each m tile
+    fragment_bytes = 64 if paired else 32
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def load_q(a, q_at):
         for m in unroll(m_tiles):
-            for step in unroll(k_steps):
-                ldmatrix_x4(ffi.from_buffer(a[m, step]), q_at + u32(16 * q_pitch * m + 32 * step))
+            for i in unroll(fragments):
+                ldmatrix_x4(ffi.from_buffer(a[m, i]), q_at + u32(16 * q_pitch * m + fragment_bytes * i))
 
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def multiply(acc_s, a, t, w, word, scale):
-        b = cuda.local.array(4, u32)
-        widen_word(word, scale, b)
-        for step in unroll(2):
-            for m in unroll(m_tiles):
-                c = ffi.from_buffer(acc_s[m, t])
-                mma(c, ffi.from_buffer(a[m, u32(2) * w + u32(step)]), ffi.from_buffer(b[2 * step :]), c)
+    # Numba types every branch, so each form is its functions
+    if paired:
+
+        @cuda.jit(device=True, forceinline=True)
+        @unrolled
+        def begin_tile(acc, acc_s, t):
+            for r in unroll(2):
+                acc[0, r], acc[0, r + 2] = acc_s[0, t, r], f32(0)
+                acc[1, r], acc[1, r + 2] = f32(0), f32(0)
+
+        @cuda.jit(device=True, forceinline=True)
+        @unrolled
+        def end_tile(acc, acc_s, t):
+            for r in unroll(2):
+                acc_s[0, t, r] = acc[0, r] + acc[1, r + 2]
+
+        @cuda.jit(device=True, forceinline=True)
+        @unrolled
+        def multiply(acc, acc_s, a, t, w, word, scale):
+            b = cuda.local.array(4, u32)
+            widen_word(word, scale, b)
+            for step in unroll(2):
+                c = ffi.from_buffer(acc[step])
+                mma(c, ffi.from_buffer(a[0, w]), ffi.from_buffer(b[2 * step :]), c)
+
+    else:
+
+        @cuda.jit(device=True, forceinline=True)
+        def begin_tile(acc, acc_s, t):
+            pass
+
+        @cuda.jit(device=True, forceinline=True)
+        def end_tile(acc, acc_s, t):
+            pass
+
+        @cuda.jit(device=True, forceinline=True)
+        @unrolled
+        def multiply(acc, acc_s, a, t, w, word, scale):
+            b = cuda.local.array(4, u32)
+            widen_word(word, scale, b)
+            for step in unroll(2):
+                for m in unroll(m_tiles):
+                    c = ffi.from_buffer(acc_s[m, t])
+                    mma(c, ffi.from_buffer(a[m, u32(2) * w + u32(step)]), ffi.from_buffer(b[2 * step :]), c)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def slab_of_tile(acc_s, a, t, k_at, sfk_at, lane):
         codes = cuda.local.array(words, u32)
+        acc = cuda.local.array((2, 4), f32)
         load_words(ffi.from_buffer(codes), k_at)
+        begin_tile(acc, acc_s, t)
         # scales of the lane's 32 channels, one of each half of a register; or of its 16, in both halves
         q = u32(lane & 3)
         selector = u32(0x4410) + u32(0x0022) * (q & u32(1)) if two_scales else u32(0x4400) + u32(0x0011) * q
         scales = f16x2_e4m3x2(prmt(load(sfk_at), u32(0), selector))
         for w in unroll(words):
             scale = prmt(scales, scales, u32(0x1010 if w < 2 else 0x3232)) if two_scales else scales
-            multiply(acc_s, a, t, u32(w), codes[w], scale)
+            multiply(acc, acc_s, a, t, u32(w), codes[w], scale)
+        end_tile(acc, acc_s, t)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def qk(acc_s, q_smem, stage, lane):
-        a = cuda.local.array((m_tiles, k_steps, 4), u32)
+        a = cuda.local.array((m_tiles, fragments, 4), u32)
         column, q = u32(lane >> 2), u32(lane & 3)
         block, row = column >> u32(1), u32(4) * (column & u32(1))
         own_row = u32(16) * block + row
-        q_at = q_smem + u32(lane & (q_rows - 1)) * u32(q_pitch) + u32(lane >> 4) * u32(16)
+        if paired:  # eight lanes address the rows of one matrix: low k of both steps, then high k
+            q_at = q_smem + u32(lane & 7) * u32(q_pitch) + u32((lane >> 3) & 1) * u32(32) + u32(lane >> 4) * u32(16)
+        else:
+            q_at = q_smem + u32(lane & 15) * u32(q_pitch) + u32(lane >> 4) * u32(16)
         # the lane's bytes of a row, q times 4 words: a chunk's number among eight is exclusive-ored, the rest added
         k_at, own_bytes = stage + own_row * u32(16 * chunks), q * u32(4 * words)
         own_chunk = (own_bytes & u32(0x70)) ^ (u32(16) * swizzle(column))
@@ -131,7 +180,7 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
         if two_scales:
             sfk_at += (q >> u32(1)) * u32(4)
         for slab in unroll(slabs):
-            load_q(a, q_at + u32(32 * k_steps * slab))
+            load_q(a, q_at + u32(64 * words * slab))
             for t in unroll(TILE_N // 8):
                 rows = 8 * (t >> 2) + (t & 3)
                 at = sfk_at + u32(rows * sfk_pitch + 2 * words * slab)

@@ -61,10 +61,9 @@ def make_load_rows(head_dim: int, tile_rows: int):
     return load_uneven_rows if THREADS % chunks else load_rows
 
 
-def make_qk(head_dim: int, dtype: str, m_tiles: int, tile_n: int = TILE_N, q_rows: int = 16, k_pitch: int = 0):
-    """Device function ``(acc_s: f32[m_tiles, tile_n / 8, 4], q_smem, k_smem, lane, warp)``: adds the scores of the warp's
-    queries with the ``tile_n`` keys; column c of n tile t is the key in row 8 t + c. ``q_rows`` 8: of one m tile, whose
-    second half is then its first once more. ``k_pitch``: of K's rows, where it is not ``row_pitch``."""
+def make_qk(head_dim: int, dtype: str, m_tiles: int):
+    """Device function ``(acc_s: f32[m_tiles, 8, 4], q_smem, k_smem, lane, warp)``: adds the scores of the warp's queries
+    with the 64 keys; column c of n tile t is the key in row 8 t + c."""
     from numba import cuda
     from numba.core import types
 
@@ -74,8 +73,7 @@ def make_qk(head_dim: int, dtype: str, m_tiles: int, tile_n: int = TILE_N, q_row
     u32 = types.uint32
     ffi, ldmatrix_x4 = dev.ffi, dev.ldmatrix_x4
     mma = dev.mma_m16n8k16_bf16 if dtype == "bfloat16" else dev.mma_m16n8k16_f16
-    pitch, k_steps, pairs = row_pitch(head_dim), head_dim // 16, tile_n // 16
-    k_pitch = k_pitch or pitch
+    pitch, k_steps, pairs = row_pitch(head_dim), head_dim // 16, TILE_N // 16
 
     # functions of their own: Numba's time to compile one grows with the square of its statements
     @cuda.jit(device=True, forceinline=True)
@@ -98,14 +96,14 @@ def make_qk(head_dim: int, dtype: str, m_tiles: int, tile_n: int = TILE_N, q_row
     def qk(acc_s, q_smem, k_smem, lane, warp):
         a = cuda.local.array((2, m_tiles, 4), u32)
         b = cuda.local.array((2, 4), u32)
-        q_at = q_smem + u32(16 * m_tiles * warp + (lane & (q_rows - 1))) * u32(pitch) + u32(lane >> 4) * u32(16)
-        k_at = k_smem + u32((lane & 7) + ((lane >> 4) << 3)) * u32(k_pitch) + u32((lane >> 3) & 1) * u32(16)
+        q_at = q_smem + u32(16 * m_tiles * warp + (lane & 15)) * u32(pitch) + u32(lane >> 4) * u32(16)
+        k_at = k_smem + u32((lane & 7) + ((lane >> 4) << 3)) * u32(pitch) + u32((lane >> 3) & 1) * u32(16)
         load_a(a[0], q_at)
         ldmatrix_x4(ffi.from_buffer(b[0]), k_at)
         for step in unroll(k_steps):
             for pair in unroll(pairs):
                 if pair + 1 < pairs:
-                    ldmatrix_x4(ffi.from_buffer(b[(pair + 1) % 2]), k_at + u32(16 * k_pitch * (pair + 1) + 32 * step))
+                    ldmatrix_x4(ffi.from_buffer(b[(pair + 1) % 2]), k_at + u32(16 * pitch * (pair + 1) + 32 * step))
                 elif step + 1 < k_steps:
                     ldmatrix_x4(ffi.from_buffer(b[0]), k_at + u32(32 * (step + 1)))
                     load_a(a[(step + 1) % 2], q_at + u32(32 * (step + 1)))
