@@ -49,7 +49,13 @@ from ptx_inline.toolchain import Kernel
 
 IMPLEMENTATIONS = ("blockscale", "dequant")
 MAX_QUERIES = 16
-SLOT, SLOT_HEAD, LENGTH, POSITION, FIRST_ROW, SINK_TILES, SINK_STOP, RING_FIRST = range(FRAME)
+(
+    SLOT, KV_HEAD, LENGTH, POSITION, FIRST_ROW, SINK_TILES, SINK_STOP, RING_FIRST, SIXTEEN_TILES, FIRST_N, STOP_N, STOP,
+    FULL_LOW, FULL_HIGH,
+) = range(FRAME)  # fmt: skip
+"""Words of the frame: slot; head of K and V; tokens of the sequence; position of the first query; first row; tiles in 16
+bits that are sinks; where the sinks end; where the ring begins; the split's tiles in 16 bits; where its tiles in NVFP4
+begin and end; where the sequence's end; from where, up to where, every row sees a tile as a whole."""
 NO_LIMIT = 1 << 30  # of a window's side
 
 
@@ -76,15 +82,16 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
-    wait_but_newest, wait_but_two = dev.cp_async_wait_group_1, dev.cp_async_wait_group_2
+    wait_but_newest, wait_but_two, unknown = dev.cp_async_wait_group_1, dev.cp_async_wait_group_2, dev.unknown_u32
     load_shared, store_shared, float_of, shuffle = (
         dev.ld_shared_u32, dev.st_shared_u32, dev.mov_f32_b32, dev.shfl_sync_idx_b32
     )  # fmt: skip
     blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
     threads, m_tiles, sides = 32 * warps, m_tiles_of(q_tiles), sides_of(q_tiles)
     cta_rows, c_tiles, n_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 8, head_dim // 64
-    at_q_tile, at_shifts, at_mean, at_frame, at_warps, at_v, warp_bytes = (
-        memory.q_tile, memory.shifts, memory.mean, memory.frame, memory.warps, memory.stage.v, memory.warp_bytes
+    at_q_tile, at_shifts, at_mean, at_frame, at_warps, at_v, at_pages, warp_bytes = (
+        memory.q_tile, memory.shifts, memory.mean, memory.frame, memory.warps, memory.stage.v, memory.pages,
+        memory.warp_bytes,
     )  # fmt: skip
     stats_bytes, chunks, codes_bytes = 8 * cta_rows, head_dim // 4, cta_rows * head_dim // 2
     scale_words, pv_steps = (k_steps + 1) // 2, TILE_N // 16
@@ -179,14 +186,14 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         for side in unroll(sides):
             row = u32(recall(frame, FIRST_ROW)) + u32(lane >> i32(2)) + u32(16) * m + u32(8 * side)
             own = i32(recall(frame, POSITION) + i32(row // u32(group)))
-            low[side] = i32(max(own - window_left, first))
+            low[side] = i32(max(i32(own - window_left), first))
             high[side] = i32(min(own + i32(1), stop))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def compute_weights(
-        acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, frame, group, window_left, first, stop, shifted,
-        scale, softmax_scale, cap, lane,
+        acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, window_left, first, shifted, scale, softmax_scale, cap,
+        lane,
     ):  # fmt: skip
         factor = cuda.local.array(2, f32)
         low = cuda.local.array(2, i32)
@@ -194,8 +201,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         for m in unroll(m_tiles):
             if general:
                 general_scores(acc_s[m], shifted[m], softmax_scale, cap)
-            if first_n < full_low or i32(first_n + i32(TILE_N)) > full_high:
-                find_bounds(low, high, u32(m), lane, frame, group, window_left, first, stop)
+            if first_n < recall(frame, FULL_LOW) or i32(first_n + i32(TILE_N)) > recall(frame, FULL_HIGH):
+                find_bounds(low, high, u32(m), lane, frame, group, window_left, first, recall(frame, STOP))
                 mask(acc_s[m], low, high, first_n, i32(lane & i32(3)))
             weights(acc_s[m], row_max[m], row_sum[m], factor, scale)
             rescale(acc_o, u32(m), factor, lane)
@@ -210,10 +217,10 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         return False, i32(recall(frame, RING_FIRST) + i32(SIXTEEN) * i32(tile - sink_tiles)), recall(frame, LENGTH)
 
     @cuda.jit(device=True, forceinline=True)
-    def load_sixteen(smem, sinks, recent, tile, frame, sink_tokens, recent_tokens, lane):
+    def load_sixteen(smem, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, lane):
         """K or V of such a tile."""
         in_sinks, token, stop = find_sixteen(frame, tile)
-        sequence = i64(recall(frame, SLOT_HEAD))
+        sequence = i64(u32(recall(frame, SLOT)) * u32(num_heads_kv) + u32(recall(frame, KV_HEAD)))
         if in_sinks:
             load_rows(smem, sinks, (sequence * i64(sink_tokens) + i64(token)) * i64(2 * head_dim), i32(stop - token), lane)
         else:
@@ -261,22 +268,55 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         return slot * i64(table_width) if paged != i32(0) else i64(-1) - slot
 
     @cuda.jit(device=True, forceinline=True)
-    def find_pages(tables, paged, frame, table_width, page_size, first_n, stop_n, lane):
-        """Of 32 tiles of the warp at once, one a lane: a look-up takes as long as a tile's load."""
+    def find_pages(tables, paged, frame, table_width, page_size, first_n, stage, lane):
+        """Pages and places of 32 tiles of the warp at once: a look-up takes as long as a tile's load."""
         token = i32(first_n + i32(TILE_N * warps) * lane)
-        page, place = i32(0), i32(0)
-        if token < stop_n:
+        cuda.syncwarp()  # nobody reads the last ones any more
+        if token < recall(frame, STOP_N):
             page, place = find_page(tables, table_of(paged, frame, table_width), page_size, token)
-        return page, place
+            store_shared(stage + u32(at_pages) + u32(8) * u32(lane), u32(page))
+            store_shared(stage + u32(at_pages + 4) + u32(8) * u32(lane), u32(place))
+        cuda.syncwarp()
 
     @cuda.jit(device=True, forceinline=True)
-    def tile_after(first_n, stop_n):
-        """The number among the tiles in 16 bits of one that is as far behind those in NVFP4."""
-        return i32(i32(first_n - stop_n) >> i32(6))
+    def again(lane):
+        """The lane, of which the compiler knows nothing: the addresses that follow from it are computed again in every
+        tile. Kept from tile to tile they would take twenty registers that are not there, and local memory waits behind the
+        tiles' loads."""
+        return i32(unknown(u32(lane)))
 
     @cuda.jit(device=True, forceinline=True)
-    def of_turn(lanes_value, turn):
-        return i32(shuffle(u32(lanes_value), u32(turn) & u32(31)))
+    def turn_of(frame, first_n):
+        """How many tiles a warp had before that one."""
+        return u32(i32(first_n - recall(frame, FIRST_N))) // u32(TILE_N * warps)
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_next(
+        stage, in_k, codes, scales, sinks, recent, tables, paged, frame, table_width, page_size, num_heads_kv, first_n,
+        sink_tokens, recent_tokens, lane,
+    ):  # fmt: skip
+        """K or V of the warp's tile at ``first_n``, which is in NVFP4 or in 16 bits, if there is one."""
+        lane = again(lane)
+        at = stage + u32(at_pages) + u32(8) * (turn_of(frame, first_n) & u32(31))
+        tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))
+        if tile < i32(0):
+            page, place = i32(load_shared(at)), i32(load_shared(at + u32(4)))
+            if in_k:
+                load_k(
+                    stage, codes, scales, tables, table_of(paged, frame, table_width), page, place, recall(frame, KV_HEAD),
+                    num_heads_kv, page_size, first_n, recall(frame, STOP), lane,
+                )  # fmt: skip
+            else:
+                load_v(
+                    stage, codes, scales, tables, table_of(paged, frame, table_width), page, place, recall(frame, KV_HEAD),
+                    num_heads_kv, page_size, first_n, recall(frame, STOP), lane,
+                )  # fmt: skip
+        elif tile < recall(frame, SIXTEEN_TILES):
+            load_sixteen(
+                stage if in_k else stage + u32(at_v), sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens,
+                lane,
+            )  # fmt: skip
+        commit()
 
     @unrolled
     def decode(
@@ -291,7 +331,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         stats = plain  # when all warps are done with Q
         # by a shuffle: else the thread's number is read again in every tile, which takes as long as a load
         thread = i32(cuda.threadIdx.x)
-        thread = of_turn(thread, thread)
+        thread = i32(shuffle(u32(thread), u32(thread) & u32(31)))
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         stage = pool + u32(warp_bytes) * u32(warp)
 
@@ -333,44 +373,37 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         partial = num_splits > i32(1)
         if thread == i32(0):
             keep(frame, SLOT, slot)
-            keep(frame, SLOT_HEAD, i32(slot * num_heads_kv + kv_head))
+            keep(frame, KV_HEAD, kv_head)
             keep(frame, LENGTH, length)
             keep(frame, POSITION, position)
             keep(frame, FIRST_ROW, first_row)
             keep(frame, SINK_TILES, sink_tiles)
             keep(frame, SINK_STOP, sink_stop)
             keep(frame, RING_FIRST, ring_first)
+            keep(frame, SIXTEEN_TILES, sixteen)
+            keep(frame, FIRST_N, i32(begin + own_from * i32(TILE_N)))
+            keep(frame, STOP_N, i32(begin + own_to * i32(TILE_N)))
+            keep(frame, STOP, stop)
+            keep(frame, FULL_LOW, i32(max(length - i32(1) - window_left, sink_tokens)))
+            keep(frame, FULL_HIGH, i32(min(first_position + i32(1), stop)))
         cuda.syncthreads()
 
         # Q first, else it would come after the first tiles of all CTAs; these come while it is prepared
-        first_n, stop_n = i32(begin + (own_from + warp) * i32(TILE_N)), i32(begin + own_to * i32(TILE_N))
-        pages, places, turn = i32(0), i32(0), i32(0)
+        first_n = i32(begin + (own_from + warp) * i32(TILE_N))
         if whole:
-            pages, places = find_pages(tables, paged, frame, table_width, page_size, first_n, stop_n, lane)
+            find_pages(tables, paged, frame, table_width, page_size, first_n, stage, lane)
         fetch_queries(
             plain, mean, q, k_mean, paged, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len, thread
         )
         commit()
-        if first_n < stop_n:
-            load_k(
-                stage, k_codes, k_scales, tables, table_of(paged, frame, table_width), of_turn(pages, turn),
-                of_turn(places, turn), kv_head, num_heads_kv, page_size, first_n, stop, lane,
-            )  # fmt: skip
-        elif tile_after(first_n, stop_n) < sixteen:
-            load_sixteen(
-                stage, k_sinks, k_recent, tile_after(first_n, stop_n), frame, sink_tokens, recent_tokens, lane
-            )
-        commit()
-        if first_n < stop_n:
-            load_v(
-                stage, v_codes, v_scales, tables, table_of(paged, frame, table_width), of_turn(pages, turn),
-                of_turn(places, turn), kv_head, num_heads_kv, page_size, first_n, stop, lane,
-            )  # fmt: skip
-        elif tile_after(first_n, stop_n) < sixteen:
-            load_sixteen(
-                stage + u32(at_v), v_sinks, v_recent, tile_after(first_n, stop_n), frame, sink_tokens, recent_tokens, lane
-            )
-        commit()
+        load_next(
+            stage, True, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width, page_size,
+            num_heads_kv, first_n, sink_tokens, recent_tokens, lane,
+        )  # fmt: skip
+        load_next(
+            stage, False, v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width, page_size,
+            num_heads_kv, first_n, sink_tokens, recent_tokens, lane,
+        )  # fmt: skip
         wait_but_two()
         cuda.syncthreads()
         a = cuda.local.array((m_tiles, k_steps, 4), u32)
@@ -396,74 +429,62 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 at = shifts + u32(4) * (u32(lane >> i32(2)) + u32(16 * m + 8 * side))
                 shifted[m, side] = float_of(load_shared(at)) * f32(1 / k_unit)
         scale = f32(1) if general else softmax_scale * f32(LOG2E * k_unit)
-        # tiles within these are seen by every row as a whole
-        full_low = i32(max(length - i32(1) - window_left, sink_tokens))
-        full_high = i32(min(first_position + i32(1), stop))
 
-        while first_n < stop_n:
-            next_n, turn = i32(first_n + i32(TILE_N * warps)), i32(turn + i32(1))
-            if whole and (turn & i32(31)) == i32(0):
-                pages, places = find_pages(tables, paged, frame, table_width, page_size, next_n, stop_n, lane)
+        while first_n < recall(frame, STOP_N):
+            next_n = i32(first_n + i32(TILE_N * warps))
+            if whole and (turn_of(frame, next_n) & u32(31)) == u32(0):
+                find_pages(tables, paged, frame, table_width, page_size, next_n, stage, lane)
             wait_but_newest()  # K is there
             cuda.syncwarp()
-            compute_scores(acc_s, a, sfa, own_q, stage, lane)
+            compute_scores(acc_s, a, sfa, own_q, stage, again(lane))
             cuda.syncwarp()  # nobody reads K any more
-            if next_n < stop_n:
-                load_k(
-                    stage, k_codes, k_scales, tables, table_of(paged, frame, table_width), of_turn(pages, turn),
-                    of_turn(places, turn), kv_head, num_heads_kv, page_size, next_n, stop, lane,
-                )  # fmt: skip
-            elif tile_after(next_n, stop_n) < sixteen:
-                load_sixteen(
-                    stage, k_sinks, k_recent, tile_after(next_n, stop_n), frame, sink_tokens, recent_tokens, lane
-                )
-            commit()
+            load_next(
+                stage, True, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width, page_size,
+                num_heads_kv, next_n, sink_tokens, recent_tokens, lane,
+            )  # fmt: skip
             compute_weights(
-                acc_o, row_max, row_sum, acc_s, p, first_n, full_low, full_high, frame, group, window_left, sink_tokens,
-                stop, shifted, scale, softmax_scale * f32(k_unit), cap, lane,
+                acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, window_left, sink_tokens, shifted, scale,
+                softmax_scale * f32(k_unit), cap, lane,
             )  # fmt: skip
             wait_but_newest()  # V is there
             cuda.syncwarp()
             block = i32(first_n + i32(BLOCK) * i32(lane & i32(3)))
-            pv(acc_o, p, stage, block >= sink_tokens and block < stop, lane)
+            pv(acc_o, p, stage, block >= sink_tokens and block < recall(frame, STOP), again(lane))
             cuda.syncwarp()
-            if next_n < stop_n:
-                load_v(
-                    stage, v_codes, v_scales, tables, table_of(paged, frame, table_width), of_turn(pages, turn),
-                    of_turn(places, turn), kv_head, num_heads_kv, page_size, next_n, stop, lane,
-                )  # fmt: skip
-            elif tile_after(next_n, stop_n) < sixteen:
-                load_sixteen(
-                    stage + u32(at_v), v_sinks, v_recent, tile_after(next_n, stop_n), frame, sink_tokens, recent_tokens, lane
-                )
-            commit()
+            load_next(
+                stage, False, v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width, page_size,
+                num_heads_kv, next_n, sink_tokens, recent_tokens, lane,
+            )  # fmt: skip
             first_n = next_n
         for c in unroll(c_tiles):
             for i in unroll(q_tiles):
                 enlarge(acc_o[c, i])
 
         scale = f32(1) if general else softmax_scale * f32(LOG2E)
-        tile = tile_after(first_n, stop_n)
-        while tile < sixteen:
-            ahead = i32(tile + i32(warps))
+        tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))
+        while tile < recall(frame, SIXTEEN_TILES):
+            next_n = i32(first_n + i32(TILE_N * warps))
             wait_but_newest()
             cuda.syncwarp()
-            score_sixteen(acc_s, plain, stage, shifts, lane)
+            score_sixteen(acc_s, plain, stage, shifts, again(lane))
             cuda.syncwarp()
-            if ahead < sixteen:
-                load_sixteen(stage, k_sinks, k_recent, ahead, frame, sink_tokens, recent_tokens, lane)
-            commit()
+            load_next(
+                stage, True, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width, page_size,
+                num_heads_kv, next_n, sink_tokens, recent_tokens, lane,
+            )  # fmt: skip
             weigh_sixteen(
                 acc_o, row_max, row_sum, acc_s, p, tile, frame, group, window_left, shifts, scale, softmax_scale, cap, lane
             )
             wait_but_newest()
             cuda.syncwarp()
-            pv_rows(acc_o, p, stage + u32(at_v), lane)
+            pv_rows(acc_o, p, stage + u32(at_v), again(lane))
             cuda.syncwarp()
-            if ahead < sixteen:
-                load_sixteen(stage + u32(at_v), v_sinks, v_recent, ahead, frame, sink_tokens, recent_tokens, lane)
-            commit()
-            tile = ahead
+            load_next(
+                stage, False, v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width, page_size,
+                num_heads_kv, next_n, sink_tokens, recent_tokens, lane,
+            )  # fmt: skip
+            first_n = next_n
+            tile = i32(tile + i32(warps))
 
         cuda.syncthreads()  # the results take the place of Q and of the tiles
         store_result(stage, stats + u32(stats_bytes) * u32(warp), acc_o, row_max, row_sum, lane)

@@ -21,7 +21,7 @@ RESIDENT_WARPS = {
 }  # fmt: skip
 """Warps whose registers an SM holds at once, by head_dim and query tiles: 16 have 128 registers a thread, 12 168, 8 255."""
 CTA_WARPS = (4, 8, 16)
-FRAME = 8
+FRAME = 14
 """Words of what a CTA seldom needs; registers are scarce."""
 
 
@@ -64,8 +64,8 @@ def row_tiles_of(head_dim: int, rows: int) -> int:
 class Memory:
     """Dynamic shared memory of a CTA, in bytes: parts and offsets.
 
-    Q as it came; q_tile: Q for the NVFP4 tiles; shifts: q . km, f32; mean: km; frame: ``FRAME`` words of the CTA's own; then
-    a place for each warp, in which K and V of its tile lie, and its result at the end.
+    Q as it came; q_tile: Q for the NVFP4 tiles; shifts: q . km, f32; mean: km; frame: ``FRAME`` words of the CTA's own;
+    then a place for each warp, in which K and V of its tile lie, and its result at the end.
     """
 
     implementation: str
@@ -104,9 +104,13 @@ class Memory:
         return -(-(self.frame + 4 * FRAME) // 128) * 128
 
     @property
+    def pages(self) -> int:
+        """Offset in a warp's place of 32 pairs of words: page, and place in it, of its next tiles."""
+        return max(self.stage.bytes, Q_TILE * self.q_tiles * result_pitch(self.head_dim))
+
+    @property
     def warp_bytes(self) -> int:
-        result = Q_TILE * self.q_tiles * result_pitch(self.head_dim)
-        return max(self.stage.bytes, result)
+        return self.pages + 8 * 32
 
     def bytes(self, warps: int) -> int:
         """Of a CTA of so many warps."""

@@ -129,6 +129,11 @@ def make_load_tile(stage: PagedStage, whole: bool):
     find_page, halves = make_find_page(), not stage.words
 
     @cuda.jit(device=True, forceinline=True)
+    def index_of(page, num_heads_kv, kv_head):
+        """Of a page and head. 32 bits: each has 576 bytes at least, and no memory has 2 TB."""
+        return u32(page) * u32(num_heads_kv) + u32(kv_head)
+
+    @cuda.jit(device=True, forceinline=True)
     def sfv_of(smem, own):
         """Where the word of channel ``own``, one of the first 32, stands; that of 32 i more 16 i bytes behind it."""
         return smem + u32(at_sfv) + (own & u32(7)) * u32(head_dim // 2) + (own >> u32(3)) * u32(4)
@@ -143,7 +148,7 @@ def make_load_tile(stage: PagedStage, whole: bool):
     def load_k_whole(
         smem, codes, scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, first_n, limit, lane
     ):
-        token = (i64(page) * i64(num_heads_kv) + i64(kv_head)) * i64(page_size) + i64(place)
+        token = i64(index_of(page, num_heads_kv, kv_head)) * i64(u32(page_size)) + i64(u32(place))
         own = u32(lane)
         to, at = k_of(u32(0), own), token * i64(head_dim // 2) + i64(own * u32(16))
         for i in unroll(TILE_N // rows_a_pass):
@@ -161,7 +166,7 @@ def make_load_tile(stage: PagedStage, whole: bool):
     def load_v_whole(
         smem, codes, scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, first_n, limit, lane
     ):
-        row, own = (i64(page) * i64(num_heads_kv) + i64(kv_head)) * i64(head_dim), u32(lane)
+        row, own = i64(index_of(page, num_heads_kv, kv_head)) * i64(head_dim), u32(lane)
         code_pitch, scale_pitch = i64(page_size >> i32(1)), i64(page_size >> i32(4))
         at = (row + i64(own >> u32(1))) * code_pitch + i64(place >> i32(1)) + i64((own & u32(1)) * u32(16))
         for i in unroll(head_dim // 16):
@@ -176,7 +181,7 @@ def make_load_tile(stage: PagedStage, whole: bool):
         if token >= limit:
             return i64(0), i32(0), u32(0)
         page, place = find_page(tables, table_at, page_size, token)
-        return i64(page) * i64(num_heads_kv) + i64(kv_head), place, u32(1)
+        return i64(index_of(page, num_heads_kv, kv_head)), place, u32(1)
 
     @cuda.jit(device=True, forceinline=True)
     def swizzle_of_block(b):
