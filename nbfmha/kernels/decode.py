@@ -82,9 +82,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
-    wait_but_newest, wait_but_two, unknown = dev.cp_async_wait_group_1, dev.cp_async_wait_group_2, dev.unknown_u32
-    load_shared, store_shared, float_of, shuffle = (
-        dev.ld_shared_u32, dev.st_shared_u32, dev.mov_f32_b32, dev.shfl_sync_idx_b32
+    wait_but_newest, wait_but_two = dev.cp_async_wait_group_1, dev.cp_async_wait_group_2
+    load_shared, store_shared, float_of, unknown = (
+        dev.ld_shared_u32, dev.st_shared_u32, dev.mov_f32_b32, dev.unknown_u32
     )  # fmt: skip
     blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
     threads, m_tiles, sides = 32 * warps, m_tiles_of(q_tiles), sides_of(q_tiles)
@@ -220,13 +220,11 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     def load_sixteen(smem, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, lane):
         """K or V of such a tile."""
         in_sinks, token, stop = find_sixteen(frame, tile)
-        sequence = i64(u32(recall(frame, SLOT)) * u32(num_heads_kv) + u32(recall(frame, KV_HEAD)))
-        if in_sinks:
-            load_rows(smem, sinks, (sequence * i64(sink_tokens) + i64(token)) * i64(2 * head_dim), i32(stop - token), lane)
-        else:
-            places = i32(recent_tokens + i32(BLOCK))
-            at = (sequence * i64(places) + i64(u32(token) % u32(places))) * i64(2 * head_dim)
-            load_rows(smem, recent, at, i32(stop - token), lane)
+        sequence = u32(recall(frame, SLOT)) * u32(num_heads_kv) + u32(recall(frame, KV_HEAD))
+        places = i32(recent_tokens + i32(BLOCK))
+        row = i64(sequence) * i64(u32(sink_tokens if in_sinks else places))
+        row += i64(u32(token) if in_sinks else u32(token) % u32(places))
+        load_rows(smem, sinks if in_sinks else recent, row * i64(2 * head_dim), i32(stop - token), lane)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -292,30 +290,20 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
     @cuda.jit(device=True, forceinline=True)
     def load_next(
-        stage, in_k, codes, scales, sinks, recent, tables, paged, frame, table_width, page_size, num_heads_kv, first_n,
-        sink_tokens, recent_tokens, lane,
+        load, stage, at_rows, codes, scales, sinks, recent, tables, paged, frame, table_width, page_size, num_heads_kv,
+        sink_tokens, recent_tokens, first_n, lane,
     ):  # fmt: skip
-        """K or V of the warp's tile at ``first_n``, which is in NVFP4 or in 16 bits, if there is one."""
-        lane = again(lane)
-        at = stage + u32(at_pages) + u32(8) * (turn_of(frame, first_n) & u32(31))
+        """K or V (``load``) of the warp's tile at ``first_n``, in NVFP4 or, to ``at_rows``, in 16 bits, if there is one."""
         tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))
         if tile < i32(0):
-            page, place = i32(load_shared(at)), i32(load_shared(at + u32(4)))
-            if in_k:
-                load_k(
-                    stage, codes, scales, tables, table_of(paged, frame, table_width), page, place, recall(frame, KV_HEAD),
-                    num_heads_kv, page_size, first_n, recall(frame, STOP), lane,
-                )  # fmt: skip
-            else:
-                load_v(
-                    stage, codes, scales, tables, table_of(paged, frame, table_width), page, place, recall(frame, KV_HEAD),
-                    num_heads_kv, page_size, first_n, recall(frame, STOP), lane,
-                )  # fmt: skip
-        elif tile < recall(frame, SIXTEEN_TILES):
-            load_sixteen(
-                stage if in_k else stage + u32(at_v), sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens,
-                lane,
+            at = stage + u32(at_pages) + u32(8) * (turn_of(frame, first_n) & u32(31))
+            load(
+                stage, codes, scales, tables, table_of(paged, frame, table_width), i32(load_shared(at)),
+                i32(load_shared(at + u32(4))), recall(frame, KV_HEAD), num_heads_kv, page_size, first_n,
+                recall(frame, STOP), again(lane),
             )  # fmt: skip
+        elif tile < recall(frame, SIXTEEN_TILES):
+            load_sixteen(at_rows, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, again(lane))
         commit()
 
     @unrolled
@@ -329,9 +317,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         own_q, shifts, frame = plain + u32(at_q_tile), plain + u32(at_shifts), plain + u32(at_frame)
         mean, pool = plain + u32(at_mean), plain + u32(at_warps)
         stats = plain  # when all warps are done with Q
-        # by a shuffle: else the thread's number is read again in every tile, which takes as long as a load
         thread = i32(cuda.threadIdx.x)
-        thread = i32(shuffle(u32(thread), u32(thread) & u32(31)))
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         stage = pool + u32(warp_bytes) * u32(warp)
 
@@ -397,12 +383,12 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         )
         commit()
         load_next(
-            stage, True, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width, page_size,
-            num_heads_kv, first_n, sink_tokens, recent_tokens, lane,
+            load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
+            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, lane,
         )  # fmt: skip
         load_next(
-            stage, False, v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width, page_size,
-            num_heads_kv, first_n, sink_tokens, recent_tokens, lane,
+            load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
+            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, lane,
         )  # fmt: skip
         wait_but_two()
         cuda.syncthreads()
@@ -439,8 +425,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             compute_scores(acc_s, a, sfa, own_q, stage, again(lane))
             cuda.syncwarp()  # nobody reads K any more
             load_next(
-                stage, True, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width, page_size,
-                num_heads_kv, next_n, sink_tokens, recent_tokens, lane,
+                load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
+                page_size, num_heads_kv, sink_tokens, recent_tokens, next_n, lane,
             )  # fmt: skip
             compute_weights(
                 acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, window_left, sink_tokens, shifted, scale,
@@ -452,8 +438,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             pv(acc_o, p, stage, block >= sink_tokens and block < recall(frame, STOP), again(lane))
             cuda.syncwarp()
             load_next(
-                stage, False, v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width, page_size,
-                num_heads_kv, next_n, sink_tokens, recent_tokens, lane,
+                load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
+                page_size, num_heads_kv, sink_tokens, recent_tokens, next_n, lane,
             )  # fmt: skip
             first_n = next_n
         for c in unroll(c_tiles):
@@ -461,30 +447,29 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 enlarge(acc_o[c, i])
 
         scale = f32(1) if general else softmax_scale * f32(LOG2E)
-        tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))
+        tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))  # the turn goes on
         while tile < recall(frame, SIXTEEN_TILES):
-            next_n = i32(first_n + i32(TILE_N * warps))
+            ahead = i32(tile + i32(warps))
             wait_but_newest()
             cuda.syncwarp()
-            score_sixteen(acc_s, plain, stage, shifts, again(lane))
+            score_sixteen(acc_s, plain, stage, shifts, lane)
             cuda.syncwarp()
-            load_next(
-                stage, True, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width, page_size,
-                num_heads_kv, next_n, sink_tokens, recent_tokens, lane,
-            )  # fmt: skip
+            if ahead < recall(frame, SIXTEEN_TILES):
+                load_sixteen(stage, k_sinks, k_recent, ahead, frame, num_heads_kv, sink_tokens, recent_tokens, lane)
+            commit()
             weigh_sixteen(
                 acc_o, row_max, row_sum, acc_s, p, tile, frame, group, window_left, shifts, scale, softmax_scale, cap, lane
             )
             wait_but_newest()
             cuda.syncwarp()
-            pv_rows(acc_o, p, stage + u32(at_v), again(lane))
+            pv_rows(acc_o, p, stage + u32(at_v), lane)
             cuda.syncwarp()
-            load_next(
-                stage, False, v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width, page_size,
-                num_heads_kv, next_n, sink_tokens, recent_tokens, lane,
-            )  # fmt: skip
-            first_n = next_n
-            tile = i32(tile + i32(warps))
+            if ahead < recall(frame, SIXTEEN_TILES):
+                load_sixteen(
+                    stage + u32(at_v), v_sinks, v_recent, ahead, frame, num_heads_kv, sink_tokens, recent_tokens, lane
+                )
+            commit()
+            tile = ahead
 
         cuda.syncthreads()  # the results take the place of Q and of the tiles
         store_result(stage, stats + u32(stats_bytes) * u32(warp), acc_o, row_max, row_sum, lane)
