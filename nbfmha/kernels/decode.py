@@ -296,11 +296,13 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         """K or V (``load``) of the warp's tile at ``first_n``, in NVFP4 or, to ``at_rows``, in 16 bits, if there is one."""
         tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))
         if tile < i32(0):
-            at = stage + u32(at_pages) + u32(8) * (turn_of(frame, first_n) & u32(31))
+            page, place = i32(0), i32(0)
+            if whole:
+                at = stage + u32(at_pages) + u32(8) * (turn_of(frame, first_n) & u32(31))
+                page, place = i32(load_shared(at)), i32(load_shared(at + u32(4)))
             load(
-                stage, codes, scales, tables, table_of(paged, frame, table_width), i32(load_shared(at)),
-                i32(load_shared(at + u32(4))), recall(frame, KV_HEAD), num_heads_kv, page_size, first_n,
-                recall(frame, STOP), again(lane),
+                stage, codes, scales, tables, table_of(paged, frame, table_width), page, place, recall(frame, KV_HEAD),
+                num_heads_kv, page_size, first_n, recall(frame, STOP), again(lane),
             )  # fmt: skip
         elif tile < recall(frame, SIXTEEN_TILES):
             load_sixteen(at_rows, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, again(lane))

@@ -17,7 +17,7 @@ from ptx_inline.isa.shared_memory import shared_limit
 from ptx_inline.toolchain import Target
 
 RESIDENT_WARPS = {
-    (64, 1): 16, (64, 2): 16, (64, 4): 12, (128, 1): 16, (128, 2): 12, (128, 4): 8, (256, 1): 8, (256, 2): 8
+    (64, 1): 16, (64, 2): 16, (64, 4): 8, (128, 1): 16, (128, 2): 12, (128, 4): 8, (256, 1): 8, (256, 2): 8
 }  # fmt: skip
 """Warps whose registers an SM holds at once, by head_dim and query tiles: 16 have 128 registers a thread, 12 168, 8 255."""
 CTA_WARPS = (4, 8, 16)

@@ -347,7 +347,7 @@ def test_auto_and_emulated_take_what_the_machine_has(monkeypatch):
 
 @pytest.mark.parametrize(
     ("batch", "length", "splits", "warps"),
-    [(1, 32768, 16, 16), (16, 8192, 1, 16), (64, 4096, 1, 4), (40, 4096, 3, 8), (1, 2048, 3, 4), (1, 100, 1, 4)],
+    [(1, 32768, 16, 16), (16, 8192, 1, 16), (64, 4096, 1, 4), (40, 4096, 3, 4), (1, 2048, 4, 4), (1, 100, 1, 16)],
 )
 def test_splits_fill_an_h100(batch, length, splits, warps):
     layout = CacheLayout(8, 128, recent_tokens=64, sink_tokens=16)
@@ -408,8 +408,8 @@ def test_a_lane_has_the_tokens_of_its_block():
 def test_next_to_nothing_is_spilled(implementation, head_dim, q_tiles, target):
     kernel = decode_kernel(implementation, head_dim, q_tiles=q_tiles)
     resources, mix = kernel.resources(target), instruction_mix(kernel.sass(target))
-    # a word or two from the beginning to the end; two m tiles of 128 channels take all 255 registers and a few words
-    assert resources.spill_store_bytes <= (192 if (head_dim, q_tiles) == (128, 4) else 16)
+    # the row sums, which a tile adds to once, and what is used once; four query tiles of 128 channels take 255 registers
+    assert resources.spill_store_bytes <= (192 if (head_dim, q_tiles) == (128, 4) else 32)
     assert resources.registers * 32 * RESIDENT_WARPS[head_dim, q_tiles] <= 65536
     opcodes = " ".join(mix.opcodes)
     assert ("OMMA.SF.16864" in opcodes) == (implementation == "blockscale")
