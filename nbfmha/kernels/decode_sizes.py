@@ -175,6 +175,8 @@ def choose_splits(
             waves = -(-ctas * splits // slots)
             found.append((ctas * splits / (waves * slots), splits, warps))
     most = max(fullness for fullness, _, _ in found)
-    enough = [(splits, warps) for fullness, splits, warps in found if fullness >= 0.95 * most]
-    splits, warps = min(enough) if most >= 0.8 else min(enough, key=lambda pair: (pair[1], pair[0]))
+    if most < 0.8:  # nothing fills it: CTAs of few warps reach more multiprocessors
+        found = [plan for plan in found if plan[2] == found[0][2]]
+        most = max(fullness for fullness, _, _ in found)
+    splits, warps = min((splits, warps) for fullness, splits, warps in found if fullness >= 0.95 * most)
     return Splits(ctas, splits, 2 * warps, warps)

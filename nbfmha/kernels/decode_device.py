@@ -1,0 +1,517 @@
+"""Decode attention: few query tokens of each sequence against its paged NVFP4 cache, split along the tokens.
+
+    S = softmax_scale (Q K^T + q . km),  O = softmax(S) V,  LSE = log sum exp(S)
+
+CTA: one sequence, one head of K and V, one split, and 8, 16 or 32 rows; a row is one query token of one of the heads that
+share K and V (:mod:`decode_query`). Every warp has all rows and tiles of 64 tokens of its own, so that each element of the
+cache is read and widened once for these rows; the warps' results meet in shared memory at the end. With more than one
+split each writes its (out, LSE) in f32, and the CTA of these rows that is done last merges them (:mod:`decode_merge`); a
+split without tokens writes an LSE of -inf.
+
+==============  ====================================================================================================
+NVFP4 tile      ``cp.async`` by each warp to one place for K and one for V: K of its next tile comes while V is computed
+                with, V while K is (:mod:`tile_paged`). Q K^T by f16 MMAs of widened codes (``dequant``) or by the
+                block-scale MMA with Q quantised here (``blockscale``); V^T P^T by f16 MMAs of widened codes
+                (:mod:`paged_products`). Tokens [sink_tokens, quantized_tokens)
+16-bit tile     16 tokens of sinks or ring, in place and turn of an NVFP4 tile, by MMAs in the call's format
+                (:mod:`tile_sixteen`); all in one split: that in which the NVFP4 tiles end, or the one after
+scores          of NVFP4 tiles without q . km, which all tokens of a row share; 16-bit tiles start from -q . km; the LSE,
+                and the argument of a softcap, get it back
+==============  ====================================================================================================
+
+Lengths, tables and slots are read here, on the device, which divides each sequence: a launch depends on them through the
+number of splits alone, and a sequence longer than the host thought makes its splits longer. smem, dynamic: Q as it came, Q
+in f16 and the order of the codes (or its codes), q . km, K and V of each warp. ``dequant`` needs sm_80, ``blockscale``
+sm_120a. head_dim 64, 128, 256.
+
+Few rows leave the registers to sixteen warps an SM, whose loads and whose dependent instructions hide each other's waits;
+one place for K and one for V a warp is then enough to have 70 KiB of an SM on their way at any time.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from nbfmha.kernels.decode_merge import LOG2E
+from nbfmha.kernels.decode_query import Q_TILE
+from nbfmha.kernels.decode_sizes import FRAME, Memory
+from nbfmha.kernels.out_columns import m_tiles_of, sides_of
+from nbfmha.kernels.paged_products import UNIT
+from nbfmha.kernels.tile_sixteen import TOKENS as SIXTEEN
+from nbfmha.kv_layout import BLOCK
+from nbfmha.recipe import TILE_N
+
+(
+    SLOT, KV_HEAD, LENGTH, POSITION, FIRST_ROW, SINK_TILES, SINK_STOP, RING_FIRST, SIXTEEN_TILES, FIRST_N, STOP_N, STOP,
+    FULL_LOW, FULL_HIGH,
+) = range(FRAME)  # fmt: skip
+"""Words of the frame: slot; head of K and V; tokens of the sequence; position of the first query; first row; tiles in 16
+bits that are sinks; where the sinks end; where the ring begins; the split's tiles in 16 bits; where its tiles in NVFP4
+begin and end; where the sequence's end; from where, up to where, every row sees a tile as a whole."""
+
+
+def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, whole: bool, warps: int):
+    """Kernel ``decode(out, ...)``: arguments as ``decode.SIGNATURE`` lists them.
+
+    general: scores need more than one positive factor (softcap, or softmax_scale <= 0). whole: pages of whole tiles.
+    warps: of a CTA.
+    """
+    from numba import cuda
+    from numba.core import types
+
+    from nbfmha.kernels import (
+        decode_merge,
+        decode_query,
+        out_columns,
+        paged_products,
+        softmax,
+        tile_paged,
+        tile_sixteen,
+    )  # fmt: skip
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
+    ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
+    wait_but_newest, wait_but_two = dev.cp_async_wait_group_1, dev.cp_async_wait_group_2
+    load_shared, store_shared, float_of, unknown = (
+        dev.ld_shared_u32, dev.st_shared_u32, dev.mov_f32_b32, dev.unknown_u32
+    )  # fmt: skip
+    blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
+    threads, m_tiles, sides = 32 * warps, m_tiles_of(q_tiles), sides_of(q_tiles)
+    cta_rows, c_tiles, n_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 8, head_dim // 64
+    at_q_tile, at_shifts, at_mean, at_frame, at_warps, at_v, at_pages, warp_bytes = (
+        memory.q_tile, memory.shifts, memory.mean, memory.frame, memory.warps, memory.stage.v, memory.pages,
+        memory.warp_bytes,
+    )  # fmt: skip
+    stats_bytes, chunks, codes_bytes = 8 * cta_rows, head_dim // 4, cta_rows * head_dim // 2
+    scale_words, pv_steps = (k_steps + 1) // 2, TILE_N // 16
+    k_unit = 1.0 if blockscale else UNIT
+
+    make = functools.cache(lambda factory, *constants: factory(*constants))
+    fetch_queries, prepare_queries = decode_query.make_load_queries(head_dim, dtype, q_tiles, threads, not blockscale)
+    (load_k, load_v), find_page = tile_paged.make_load_tile(memory.stage, whole), tile_paged.make_find_page()
+    pack = make(out_columns.make_pack_columns, "float16", q_tiles, n_tiles)
+    pv, mask = paged_products.make_pv(memory.stage, q_tiles), softmax.make_mask_ranges("widened", sides, n_tiles)
+    general_scores = make(softmax.make_general_scores, sides, n_tiles)
+    weights = make(softmax.make_weights, sides, n_tiles, 0.0)
+    rescale = make(out_columns.make_rescale_columns, head_dim, q_tiles)
+    load_rows, s_tiles = tile_sixteen.make_load_rows(head_dim), SIXTEEN // 8
+    qk_rows, pv_rows = (
+        tile_sixteen.make_qk(head_dim, dtype, q_tiles), tile_sixteen.make_pv(head_dim, dtype, q_tiles)
+    )  # fmt: skip
+    pack_rows, mask_rows = (
+        out_columns.make_pack_columns(dtype, q_tiles, s_tiles), softmax.make_mask_ranges("rows", sides, s_tiles)
+    )  # fmt: skip
+    general_rows, weights_rows = (
+        softmax.make_general_scores(sides, s_tiles), softmax.make_weights(sides, s_tiles, 0.0)
+    )  # fmt: skip
+    store_result = out_columns.make_store_result(head_dim, q_tiles)
+    merge_warps = decode_merge.make_merge_warps(head_dim, dtype, warps)
+    merge_splits, take_ticket = decode_merge.make_merge_splits(head_dim, dtype), dev.atom_acq_rel_gpu_global_inc_u32
+
+    # Q K^T of a tile, and Q as it reads it. Numba types every branch, so each implementation is its functions
+    if blockscale:
+        quantize_queries, load_fragments = decode_query.make_quantize_queries(head_dim, dtype, q_tiles, threads)
+        qk_codes = paged_products.make_qk_codes(memory.stage, q_tiles)
+
+        @cuda.jit(device=True, forceinline=True)
+        def quantize_q(plain, own_q, thread):
+            quantize_queries(plain, own_q, own_q + u32(codes_bytes), thread)
+
+        @cuda.jit(device=True, forceinline=True)
+        def load_q(a, sfa, own_q, lane):
+            load_fragments(a, sfa, own_q, own_q + u32(codes_bytes), lane)
+
+        @cuda.jit(device=True, forceinline=True)
+        def scores(acc_s, a, sfa, own_q, stage, lane):
+            qk_codes(acc_s, a, sfa, stage, lane)
+
+    else:
+        qk_widened = paged_products.make_qk_widened(memory.stage, q_tiles)
+
+        @cuda.jit(device=True, forceinline=True)
+        def quantize_q(plain, own_q, thread):
+            pass
+
+        @cuda.jit(device=True, forceinline=True)
+        def load_q(a, sfa, own_q, lane):
+            pass
+
+        @cuda.jit(device=True, forceinline=True)
+        def scores(acc_s, a, sfa, own_q, stage, lane):
+            qk_widened(acc_s, own_q, stage, lane)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def clear(acc):
+        for r in unroll(4):
+            acc[r] = f32(0)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def enlarge(acc):
+        for r in unroll(4):
+            acc[r] = acc[r] * f32(UNIT)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def compute_scores(acc_s, a, sfa, own_q, stage, lane):
+        for m in unroll(m_tiles):
+            for t in unroll(n_tiles):
+                clear(acc_s[m, t])
+        scores(acc_s, a, sfa, own_q, stage, lane)
+
+    @cuda.jit(device=True, forceinline=True)
+    def keep(frame, word, value):
+        store_shared(frame + u32(4 * word), u32(value))
+
+    @cuda.jit(device=True, forceinline=True)
+    def recall(frame, word):
+        return i32(load_shared(frame + u32(4 * word)))
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def find_bounds(low, high, m, lane, frame, group, window_left, first, stop):
+        """Tokens [low, high) of [first, stop) that the lane's rows see."""
+        for side in unroll(sides):
+            row = u32(recall(frame, FIRST_ROW)) + u32(lane >> i32(2)) + u32(16) * m + u32(8 * side)
+            own = i32(recall(frame, POSITION) + i32(row // u32(group)))
+            low[side] = i32(max(i32(own - window_left), first))
+            high[side] = i32(min(own + i32(1), stop))
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def compute_weights(
+        acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, window_left, first, shifted, scale, softmax_scale, cap,
+        lane,
+    ):  # fmt: skip
+        factor = cuda.local.array(2, f32)
+        low = cuda.local.array(2, i32)
+        high = cuda.local.array(2, i32)
+        for m in unroll(m_tiles):
+            if general:
+                general_scores(acc_s[m], shifted[m], softmax_scale, cap)
+            if first_n < recall(frame, FULL_LOW) or i32(first_n + i32(TILE_N)) > recall(frame, FULL_HIGH):
+                find_bounds(low, high, u32(m), lane, frame, group, window_left, first, recall(frame, STOP))
+                mask(acc_s[m], low, high, first_n, i32(lane & i32(3)))
+            weights(acc_s[m], row_max[m], row_sum[m], factor, scale)
+            rescale(acc_o, u32(m), factor, lane)
+        pack(p, acc_s)
+
+    @cuda.jit(device=True, forceinline=True)
+    def find_sixteen(frame, tile):
+        """(in the sinks, first token, end of the tokens there) of tile ``tile`` of those in 16 bits."""
+        sink_tiles = recall(frame, SINK_TILES)
+        if tile < sink_tiles:
+            return True, i32(i32(SIXTEEN) * tile), recall(frame, SINK_STOP)
+        return False, i32(recall(frame, RING_FIRST) + i32(SIXTEEN) * i32(tile - sink_tiles)), recall(frame, LENGTH)
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_sixteen(smem, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, lane):
+        """K or V of such a tile."""
+        in_sinks, token, stop = find_sixteen(frame, tile)
+        sequence = u32(recall(frame, SLOT)) * u32(num_heads_kv) + u32(recall(frame, KV_HEAD))
+        places = i32(recent_tokens + i32(BLOCK))
+        row = i64(sequence) * i64(u32(sink_tokens if in_sinks else places))
+        row += i64(u32(token) if in_sinks else u32(token) % u32(places))
+        load_rows(smem, sinks if in_sinks else recent, row * i64(2 * head_dim), i32(stop - token), lane)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def score_sixteen(acc_s, plain, stage, shifts, lane):
+        for m in unroll(m_tiles):
+            for side in unroll(2):  # the second one is there twice, or not there
+                row = u32(lane >> i32(2)) + u32(16 * m + (8 * side if sides == 2 else 0))
+                shift = float_of(load_shared(shifts + u32(4) * row))
+                for t in unroll(s_tiles):
+                    for e in unroll(2):
+                        acc_s[m, t, 2 * side + e] = -shift
+        qk_rows(acc_s, plain, stage, lane)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def weigh_sixteen(
+        acc_o, row_max, row_sum, acc_s, p, tile, frame, group, window_left, shifts, scale, softmax_scale, cap, lane
+    ):  # fmt: skip
+        factor = cuda.local.array(2, f32)
+        shifted = cuda.local.array(2, f32)
+        low = cuda.local.array(2, i32)
+        high = cuda.local.array(2, i32)
+        _, token, stop = find_sixteen(frame, tile)
+        for m in unroll(m_tiles):
+            if general:
+                for side in unroll(sides):
+                    row = u32(lane >> i32(2)) + u32(16 * m + 8 * side)
+                    shifted[side] = float_of(load_shared(shifts + u32(4) * row))
+                general_rows(acc_s[m], shifted, softmax_scale, cap)
+            find_bounds(low, high, u32(m), lane, frame, group, window_left, i32(0), stop)
+            mask_rows(acc_s[m], low, high, token, i32(lane & i32(3)))
+            weights_rows(acc_s[m], row_max[m], row_sum[m], factor, scale)
+            rescale(acc_o, u32(m), factor, lane)
+        pack_rows(p, acc_s)
+
+    @cuda.jit(device=True, forceinline=True)
+    def table_of(paged, frame, table_width):
+        slot = i64(recall(frame, SLOT))
+        return slot * i64(table_width) if paged != i32(0) else i64(-1) - slot
+
+    @cuda.jit(device=True, forceinline=True)
+    def find_pages(tables, paged, frame, table_width, page_size, first_n, stage, lane):
+        """Pages and places of 32 tiles of the warp at once: a look-up takes as long as a tile's load."""
+        token = i32(first_n + i32(TILE_N * warps) * lane)
+        cuda.syncwarp()  # nobody reads the last ones any more
+        if token < recall(frame, STOP_N):
+            page, place = find_page(tables, table_of(paged, frame, table_width), page_size, token)
+            store_shared(stage + u32(at_pages) + u32(8) * u32(lane), u32(page))
+            store_shared(stage + u32(at_pages + 4) + u32(8) * u32(lane), u32(place))
+        cuda.syncwarp()
+
+    @cuda.jit(device=True, forceinline=True)
+    def again(lane):
+        """The lane, of which the compiler knows nothing: the addresses that follow from it are computed again in every
+        tile. Kept from tile to tile they would take twenty registers that are not there, and local memory waits behind the
+        tiles' loads."""
+        return i32(unknown(u32(lane)))
+
+    @cuda.jit(device=True, forceinline=True)
+    def turn_of(frame, first_n):
+        """How many tiles a warp had before that one."""
+        return u32(i32(first_n - recall(frame, FIRST_N))) // u32(TILE_N * warps)
+
+    @cuda.jit(device=True, forceinline=True)
+    def load_next(
+        load, stage, at_rows, codes, scales, sinks, recent, tables, paged, frame, table_width, page_size, num_heads_kv,
+        sink_tokens, recent_tokens, first_n, lane,
+    ):  # fmt: skip
+        """K or V (``load``) of the warp's tile at ``first_n``, in NVFP4 or, to ``at_rows``, in 16 bits, if there is one."""
+        tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))
+        if tile < i32(0):
+            page, place = i32(0), i32(0)
+            if whole:
+                at = stage + u32(at_pages) + u32(8) * (turn_of(frame, first_n) & u32(31))
+                page, place = i32(load_shared(at)), i32(load_shared(at + u32(4)))
+            load(
+                stage, codes, scales, tables, table_of(paged, frame, table_width), page, place, recall(frame, KV_HEAD),
+                num_heads_kv, page_size, first_n, recall(frame, STOP), again(lane),
+            )  # fmt: skip
+        elif tile < recall(frame, SIXTEEN_TILES):
+            load_sixteen(at_rows, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, again(lane))
+        commit()
+
+    @unrolled
+    def decode(
+        out, lse, part, part_lse, q, k_codes, k_scales, v_codes, v_scales, k_recent, v_recent, k_sinks, v_sinks, k_mean,
+        lengths, tables, seq_ids, sinks, tickets, has_lse, has_sinks, paged, has_lengths, batch_size, num_splits,
+        split_tiles, row_tiles, q_len, num_heads_kv, group, page_size, table_width, recent_tokens, sink_tokens, window_left,
+        softmax_scale, cap,
+    ):  # fmt: skip
+        plain = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
+        own_q, shifts, frame = plain + u32(at_q_tile), plain + u32(at_shifts), plain + u32(at_frame)
+        mean, pool = plain + u32(at_mean), plain + u32(at_warps)
+        stats = plain  # when all warps are done with Q
+        thread = i32(cuda.threadIdx.x)
+        lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
+        stage = pool + u32(warp_bytes) * u32(warp)
+
+        cta = u32(cuda.blockIdx.x)
+        split, rest = i32(cta % u32(num_splits)), cta // u32(num_splits)
+        row_tile, rest = i32(rest % u32(row_tiles)), rest // u32(row_tiles)
+        kv_head, batch = i32(rest % u32(num_heads_kv)), i32(rest // u32(num_heads_kv))
+        first_row, rows = i32(row_tile * i32(cta_rows)), i32(q_len * group)
+        slot, length = batch, page_size
+        if paged != i32(0):
+            slot = i32(seq_ids[batch])
+        if has_lengths != i32(0):
+            length = i32(lengths[slot])
+        heads = i32(num_heads_kv * group)
+        all_rows = i64(batch_size) * i64(q_len) * i64(heads)
+
+        # tokens of this tile of rows: in 16 bits [.., sink_stop) and [ring_first, length), in NVFP4 [begin, stop)
+        position = i32(length - q_len)
+        first_position = i32(position + i32(u32(first_row) // u32(group)))
+        seen_from = i32(max(first_position - window_left, i32(0)))
+        stop = i32(max(length - recent_tokens, i32(0)))
+        if recent_tokens > i32(0):
+            stop &= i32(-BLOCK)
+        begin = i32(max(seen_from, sink_tokens) & i32(-TILE_N))
+        tiles = i32(max(stop - max(begin, sink_tokens), i32(0)))
+        tiles = i32((stop - begin + i32(TILE_N - 1)) >> i32(6)) if tiles > i32(0) else i32(0)
+        sink_stop = i32(min(sink_tokens, length))
+        sink_tiles = i32(u32(sink_stop + i32(SIXTEEN - 1)) // u32(SIXTEEN)) if seen_from < sink_stop else i32(0)
+        ring_first = i32(max(max(stop, sink_tokens), seen_from & i32(-SIXTEEN)))
+        ring_tiles = i32(u32(max(length - ring_first, i32(0)) + i32(SIXTEEN - 1)) // u32(SIXTEEN))
+        sixteen = i32(sink_tiles + ring_tiles)
+        share = i32(max(split_tiles, i32(u32(tiles + sixteen + num_splits - i32(1)) // u32(num_splits))))
+        own_from = i32(min(split * share, tiles))
+        own_to = i32(min(own_from + share, tiles))
+        sixteen_split = i32(min(i32(u32(tiles + max(sixteen, i32(1)) - i32(1)) // u32(share)), num_splits - i32(1)))
+        # the split's tiles: those in NVFP4 from own_from to own_to, then those in 16 bits; warps take them in turn
+        if split != sixteen_split:
+            sixteen = i32(0)
+        partial = num_splits > i32(1)
+        if thread == i32(0):
+            keep(frame, SLOT, slot)
+            keep(frame, KV_HEAD, kv_head)
+            keep(frame, LENGTH, length)
+            keep(frame, POSITION, position)
+            keep(frame, FIRST_ROW, first_row)
+            keep(frame, SINK_TILES, sink_tiles)
+            keep(frame, SINK_STOP, sink_stop)
+            keep(frame, RING_FIRST, ring_first)
+            keep(frame, SIXTEEN_TILES, sixteen)
+            keep(frame, FIRST_N, i32(begin + own_from * i32(TILE_N)))
+            keep(frame, STOP_N, i32(begin + own_to * i32(TILE_N)))
+            keep(frame, STOP, stop)
+            keep(frame, FULL_LOW, i32(max(length - i32(1) - window_left, sink_tokens)))
+            keep(frame, FULL_HIGH, i32(min(first_position + i32(1), stop)))
+        cuda.syncthreads()
+
+        # Q first, else it would come after the first tiles of all CTAs; these come while it is prepared
+        first_n = i32(begin + (own_from + warp) * i32(TILE_N))
+        if whole:
+            find_pages(tables, paged, frame, table_width, page_size, first_n, stage, lane)
+        fetch_queries(
+            plain, mean, q, k_mean, paged, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len, thread
+        )
+        commit()
+        load_next(
+            load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
+            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, lane,
+        )  # fmt: skip
+        load_next(
+            load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
+            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, lane,
+        )  # fmt: skip
+        wait_but_two()
+        cuda.syncthreads()
+        a = cuda.local.array((m_tiles, k_steps, 4), u32)
+        sfa = cuda.local.array((m_tiles, scale_words), u32)
+        prepare_queries(plain, mean, shifts, own_q, thread)
+        quantize_q(plain, own_q, thread)
+        cuda.syncthreads()
+        load_q(a, sfa, own_q, lane)
+
+        acc_o = cuda.local.array((c_tiles, q_tiles, 4), f32)
+        acc_s = cuda.local.array((m_tiles, n_tiles, 4), f32)
+        p = cuda.local.array((q_tiles, pv_steps, 2), u32)
+        row_max = cuda.local.array((m_tiles, 2), f32)
+        row_sum = cuda.local.array((m_tiles, 2), f32)
+        shifted = cuda.local.array((m_tiles, 2), f32)
+        for c in unroll(c_tiles):
+            for i in unroll(q_tiles):
+                clear(acc_o[c, i])
+        for m in unroll(m_tiles):
+            for side in unroll(sides):
+                row_max[m, side] = f32(softmax.LOWEST)
+                row_sum[m, side] = f32(0)
+                at = shifts + u32(4) * (u32(lane >> i32(2)) + u32(16 * m + 8 * side))
+                shifted[m, side] = float_of(load_shared(at)) * f32(1 / k_unit)
+        scale = f32(1) if general else softmax_scale * f32(LOG2E * k_unit)
+
+        while first_n < recall(frame, STOP_N):
+            next_n = i32(first_n + i32(TILE_N * warps))
+            if whole and (turn_of(frame, next_n) & u32(31)) == u32(0):
+                find_pages(tables, paged, frame, table_width, page_size, next_n, stage, lane)
+            wait_but_newest()  # K is there
+            cuda.syncwarp()
+            compute_scores(acc_s, a, sfa, own_q, stage, again(lane))
+            cuda.syncwarp()  # nobody reads K any more
+            load_next(
+                load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
+                page_size, num_heads_kv, sink_tokens, recent_tokens, next_n, lane,
+            )  # fmt: skip
+            compute_weights(
+                acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, window_left, sink_tokens, shifted, scale,
+                softmax_scale * f32(k_unit), cap, lane,
+            )  # fmt: skip
+            wait_but_newest()  # V is there
+            cuda.syncwarp()
+            block = i32(first_n + i32(BLOCK) * i32(lane & i32(3)))
+            pv(acc_o, p, stage, block >= sink_tokens and block < recall(frame, STOP), again(lane))
+            cuda.syncwarp()
+            load_next(
+                load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
+                page_size, num_heads_kv, sink_tokens, recent_tokens, next_n, lane,
+            )  # fmt: skip
+            first_n = next_n
+        for c in unroll(c_tiles):
+            for i in unroll(q_tiles):
+                enlarge(acc_o[c, i])
+
+        scale = f32(1) if general else softmax_scale * f32(LOG2E)
+        tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))  # the turn goes on
+        while tile < recall(frame, SIXTEEN_TILES):
+            ahead = i32(tile + i32(warps))
+            wait_but_newest()
+            cuda.syncwarp()
+            score_sixteen(acc_s, plain, stage, shifts, lane)
+            cuda.syncwarp()
+            if ahead < recall(frame, SIXTEEN_TILES):
+                load_sixteen(stage, k_sinks, k_recent, ahead, frame, num_heads_kv, sink_tokens, recent_tokens, lane)
+            commit()
+            weigh_sixteen(
+                acc_o, row_max, row_sum, acc_s, p, tile, frame, group, window_left, shifts, scale, softmax_scale, cap, lane
+            )
+            wait_but_newest()
+            cuda.syncwarp()
+            pv_rows(acc_o, p, stage + u32(at_v), lane)
+            cuda.syncwarp()
+            if ahead < recall(frame, SIXTEEN_TILES):
+                load_sixteen(
+                    stage + u32(at_v), v_sinks, v_recent, ahead, frame, num_heads_kv, sink_tokens, recent_tokens, lane
+                )
+            commit()
+            tile = ahead
+
+        cuda.syncthreads()  # the results take the place of Q and of the tiles
+        store_result(stage, stats + u32(stats_bytes) * u32(warp), acc_o, row_max, row_sum, lane)
+        cuda.syncthreads()
+        for i in range(thread, cta_rows * chunks, threads):
+            row, chunk = i32(u32(i) // u32(chunks)), i32(u32(i) % u32(chunks))
+            query = i32(first_row + row)
+            if query < rows:
+                token = i32(u32(query) // u32(group))
+                head = i32(kv_head * group + query - token * group)
+                at = (i64(batch) * i64(q_len) + i64(token)) * i64(heads) + i64(head)
+                shift2 = f32(0)
+                if not general or cap == f32(0):  # with a softcap the shift is in the scores
+                    shift2 = float_of(load_shared(shifts + u32(4) * u32(row))) * softmax_scale * f32(LOG2E)
+                sink2 = f32(0)
+                has_sink = has_sinks != i32(0) and not partial
+                if has_sink:
+                    sink2 = sinks[head] * f32(LOG2E)
+                lse_row = i64(split) * all_rows + at
+                if not partial:
+                    lse_row = (i64(batch) * i64(heads) + i64(head)) * i64(q_len) + i64(token)
+                merge_warps(
+                    part if partial else out, part_lse if partial else lse, pool, u32(warp_bytes), stats,
+                    u32(stats_bytes), row, chunk, i64(split) * all_rows + at, lse_row, shift2, has_sink, sink2,
+                    partial or has_lse != i32(0), partial,
+                )  # fmt: skip
+
+        if partial:  # the CTA that is done last merges the splits of these rows
+            cuda.syncthreads()
+            if thread == i32(0):
+                group_of_splits = i64(u32(cuda.blockIdx.x) // u32(num_splits))
+                before = take_ticket(tickets, group_of_splits, u32(num_splits - i32(1)))
+                store_shared(plain, u32(1) if before == u32(num_splits - i32(1)) else u32(0))
+            cuda.syncthreads()
+            if load_shared(plain) != u32(0):
+                row = i32(warp)
+                while row < i32(cta_rows) and i32(first_row + row) < rows:
+                    query = i32(first_row + row)
+                    token = i32(u32(query) // u32(group))
+                    head = i32(kv_head * group + query - token * group)
+                    at = (i64(batch) * i64(q_len) + i64(token)) * i64(heads) + i64(head)
+                    lse_row = (i64(batch) * i64(heads) + i64(head)) * i64(q_len) + i64(token)
+                    sink = f32(0)
+                    if has_sinks != i32(0):
+                        sink = sinks[head]
+                    merge_splits(
+                        out, lse, part, part_lse, num_splits, all_rows, at, lse_row, has_sinks != i32(0), sink,
+                        has_lse != i32(0), lane,
+                    )  # fmt: skip
+                    row = i32(row + i32(warps))
+
+    return decode
