@@ -12,7 +12,11 @@ SLOW = pytest.mark.slow  # validate --what decode has the like, by the same func
 
 
 @pytest.fixture(
-    params=[pytest.param("blockscale", marks=SLOW), pytest.param("dequant", marks=SLOW), pytest.param("gpu", marks=pytest.mark.gpu)]
+    params=[
+        pytest.param("blockscale", marks=SLOW),
+        pytest.param("dequant", marks=SLOW),
+        pytest.param("gpu", marks=pytest.mark.gpu),
+    ]
 )
 def device(request):
     if request.param == "gpu":
