@@ -343,21 +343,14 @@ def time_append(torch, *, rounds: int = 11) -> Append:
 
 def table(report: Report):
     """Sections a shape, a line a run."""
-    from rich.table import Table
-
     append, copies = report.append, [row.copy_tb_s for row in report.rows]
     title = f"decode, one query token, bf16, on {report.machine['gpu']}; copy {min(copies):.2f} to {max(copies):.2f} TB/s\n"
     title += f"append a token to {APPEND_SEQUENCES} sequences ({APPEND_HEADS} heads, 128): "
     title += f"{append.gpu_us:.1f} us, host {append.host_us:.1f}"
-    result = Table(title=title)
-    for heading in ("batch, heads, length, head_dim", "", "us", "eager", "host", "TB/s", "of copy", "x peer", "rel. L2"):
-        result.add_column(heading, justify="left" if heading in ("", "batch, heads, length, head_dim") else "right")
-    previous = None
-    for row in report.rows:
-        if row.shape != previous:
-            result.add_section()
-        result.add_row(
-            row.shape.title if row.shape != previous else "",
+    headings = ("batch, heads, length, head_dim", "", "us", "eager", "host", "TB/s", "of copy", "x peer", "rel. L2")
+    lines = (
+        (
+            row.shape.title,
             row.name,
             f"{row.graph_us:.1f}",
             f"{row.eager_us:.1f}",
@@ -367,5 +360,6 @@ def table(report: Report):
             f"{row.times_peer:.2f}",
             f"{row.relative_l2:.4f}",
         )
-        previous = row.shape
-    return result
+        for row in report.rows
+    )
+    return measure.sections_table(title, headings, lines)

@@ -7,7 +7,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,22 @@ def write_json(path: Path | str | None, report: dict) -> None:
     """Write the report where the user asked for it."""
     if path is not None:
         Path(path).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def sections_table(title: str, headings: Sequence[str], lines: Iterable[Sequence[str]]):
+    """A rich table whose first column names a section, shown once; the second names a run, the others are figures."""
+    from rich.table import Table
+
+    result = Table(title=title)
+    for place, heading in enumerate(headings):
+        result.add_column(heading, justify="left" if place < 2 else "right")
+    previous = None
+    for section, *cells in lines:
+        if section != previous:
+            result.add_section()
+        result.add_row("" if section == previous else section, *cells)
+        previous = section
+    return result
 
 
 def console():

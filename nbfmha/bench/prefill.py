@@ -232,21 +232,14 @@ def _product(torch) -> Callable[[], Any]:
 
 def table(rows: list[Row], implementations: dict[str, str], gpu: str):
     """Sections a shape, a line a run."""
-    from rich.table import Table
-
     ours = ", ".join(f"{recipe} by {name}" for recipe, name in implementations.items())
     ceilings = [row.ceiling_tflop_s for row in rows]
     ceiling = f"{min(ceilings):,.0f} to {max(ceilings):,.0f} TFLOP/s"
     title = f"forward attention, f16, {WIDTH} = heads x head_dim, {TOKENS} tokens in all, on {gpu}\n"
-    result = Table(title=f"{title}ours: {ours}; matrix product {ceiling}")
-    for heading in ("head_dim, length, causal", "", "ms", "TFLOP/s", "x FA-2", "x cuDNN", "of product", "rel. L2"):
-        result.add_column(heading, justify="left" if heading in ("", "head_dim, length, causal") else "right")
-    previous = None
-    for row in rows:
-        if row.shape != previous:
-            result.add_section()
-        result.add_row(
-            row.shape.title if row.shape != previous else "",
+    headings = ("head_dim, length, causal", "", "ms", "TFLOP/s", "x FA-2", "x cuDNN", "of product", "rel. L2")
+    lines = (
+        (
+            row.shape.title,
             row.name,
             f"{row.milliseconds:.3f}",
             f"{row.tflop_s:.0f}",
@@ -255,5 +248,6 @@ def table(rows: list[Row], implementations: dict[str, str], gpu: str):
             f"{row.share_of_ceiling:.0%}",
             "-" if row.relative_l2 is None else f"{row.relative_l2:.4f}",
         )
-        previous = row.shape
-    return result
+        for row in rows
+    )
+    return measure.sections_table(f"{title}ours: {ours}; matrix product {ceiling}", headings, lines)

@@ -30,8 +30,6 @@ one place for K and one for V a warp is then enough to have 70 KiB of an SM on t
 
 from __future__ import annotations
 
-import functools
-
 from nbfmha.kernels.decode_merge import LOG2E
 from nbfmha.kernels.decode_query import Q_TILE
 from nbfmha.kernels.decode_sizes import FRAME, Memory
@@ -67,7 +65,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         softmax,
         tile_paged,
         tile_sixteen,
-    )  # fmt: skip
+    )
+    from nbfmha.kernels.mma import make_clear_accumulator
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
@@ -88,14 +87,14 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     scale_words, pv_steps = (k_steps + 1) // 2, TILE_N // 16
     k_unit = 1.0 if blockscale else UNIT
 
-    make = functools.cache(lambda factory, *constants: factory(*constants))
     fetch_queries, prepare_queries = decode_query.make_load_queries(head_dim, dtype, q_tiles, threads, not blockscale)
     (load_k, load_v), find_page = tile_paged.make_load_tile(memory.stage, whole), tile_paged.make_find_page()
-    pack = make(out_columns.make_pack_columns, "float16", q_tiles, n_tiles)
+    pack = out_columns.make_pack_columns("float16", q_tiles, n_tiles)
     pv, mask = paged_products.make_pv(memory.stage, q_tiles), softmax.make_mask_ranges("widened", sides, n_tiles)
-    general_scores = make(softmax.make_general_scores, sides, n_tiles)
-    weights = make(softmax.make_weights, sides, n_tiles, 0.0)
-    rescale = make(out_columns.make_rescale_columns, head_dim, q_tiles)
+    general_scores, weights = (
+        softmax.make_general_scores(sides, n_tiles), softmax.make_weights(sides, n_tiles, 0.0)
+    )  # fmt: skip
+    rescale = out_columns.make_rescale_columns(head_dim, q_tiles)
     load_rows, s_tiles = tile_sixteen.make_load_rows(head_dim), SIXTEEN // 8
     qk_rows, pv_rows = (
         tile_sixteen.make_qk(head_dim, dtype, q_tiles), tile_sixteen.make_pv(head_dim, dtype, q_tiles)
@@ -106,7 +105,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     general_rows, weights_rows = (
         softmax.make_general_scores(sides, s_tiles), softmax.make_weights(sides, s_tiles, 0.0)
     )  # fmt: skip
-    store_result = out_columns.make_store_result(head_dim, q_tiles)
+    clear, store_result = make_clear_accumulator(), out_columns.make_store_result(head_dim, q_tiles)
     merge_warps = decode_merge.make_merge_warps(head_dim, dtype, warps)
     merge_splits, take_ticket = decode_merge.make_merge_splits(head_dim, dtype), dev.atom_acq_rel_gpu_global_inc_u32
 
@@ -144,12 +143,6 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def clear(acc):
-        for r in unroll(4):
-            acc[r] = f32(0)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
     def enlarge(acc):
         for r in unroll(4):
             acc[r] = acc[r] * f32(UNIT)
@@ -169,6 +162,19 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     @cuda.jit(device=True, forceinline=True)
     def recall(frame, word):
         return i32(load_shared(frame + u32(4 * word)))
+
+    @cuda.jit(device=True, forceinline=True)
+    def shift_of(shifts, m, side, lane):
+        """q . km of one of the lane's rows."""
+        return float_of(load_shared(shifts + u32(4) * (u32(lane >> i32(2)) + u32(16) * m + u32(8) * side)))
+
+    @cuda.jit(device=True, forceinline=True)
+    def places_of(query, kv_head, group, batch, q_len, heads):
+        """(head, row of ``out``, place of the LSE) of a row of the sequence's and head's."""
+        token = i32(u32(query) // u32(group))
+        head = i32(kv_head * group + query - token * group)
+        row = (i64(batch) * i64(q_len) + i64(token)) * i64(heads) + i64(head)
+        return head, row, (i64(batch) * i64(heads) + i64(head)) * i64(q_len) + i64(token)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -222,8 +228,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     def score_sixteen(acc_s, plain, stage, shifts, lane):
         for m in unroll(m_tiles):
             for side in unroll(2):  # the second one is there twice, or not there
-                row = u32(lane >> i32(2)) + u32(16 * m + (8 * side if sides == 2 else 0))
-                shift = float_of(load_shared(shifts + u32(4) * row))
+                shift = shift_of(shifts, u32(m), u32(side if sides == 2 else 0), lane)
                 for t in unroll(s_tiles):
                     for e in unroll(2):
                         acc_s[m, t, 2 * side + e] = -shift
@@ -242,8 +247,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         for m in unroll(m_tiles):
             if general:
                 for side in unroll(sides):
-                    row = u32(lane >> i32(2)) + u32(16 * m + 8 * side)
-                    shifted[side] = float_of(load_shared(shifts + u32(4) * row))
+                    shifted[side] = shift_of(shifts, u32(m), u32(side), lane)
                 general_rows(acc_s[m], shifted, softmax_scale, cap)
             find_bounds(low, high, u32(m), lane, frame, group, window_left, i32(0), stop)
             mask_rows(acc_s[m], low, high, token, i32(lane & i32(3)))
@@ -287,13 +291,16 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         """K or V (``load``) of the warp's tile at ``first_n``, in NVFP4 or, to ``at_rows``, in 16 bits, if there is one."""
         tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))
         if tile < i32(0):
-            page, place = i32(0), i32(0)
+            # whole tiles have been looked up; others look up their blocks
+            page, place, table_at, stop = i32(0), i32(0), i64(0), i32(0)
             if whole:
                 at = stage + u32(at_pages) + u32(8) * (turn_of(frame, first_n) & u32(31))
                 page, place = i32(load_shared(at)), i32(load_shared(at + u32(4)))
+            else:
+                table_at, stop = table_of(paged, frame, table_width), recall(frame, STOP)
             load(
-                stage, codes, scales, tables, table_of(paged, frame, table_width), page, place, recall(frame, KV_HEAD),
-                num_heads_kv, page_size, first_n, recall(frame, STOP), again(lane),
+                stage, codes, scales, tables, table_at, page, place, recall(frame, KV_HEAD), num_heads_kv, page_size,
+                first_n, stop, again(lane),
             )  # fmt: skip
         elif tile < recall(frame, SIXTEEN_TILES):
             load_sixteen(at_rows, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, again(lane))
@@ -405,8 +412,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             for side in unroll(sides):
                 row_max[m, side] = f32(softmax.LOWEST)
                 row_sum[m, side] = f32(0)
-                at = shifts + u32(4) * (u32(lane >> i32(2)) + u32(16 * m + 8 * side))
-                shifted[m, side] = float_of(load_shared(at)) * f32(1 / k_unit)
+                shifted[m, side] = shift_of(shifts, u32(m), u32(side), lane) * f32(1 / k_unit)
         scale = f32(1) if general else softmax_scale * f32(LOG2E * k_unit)
 
         while first_n < recall(frame, STOP_N):
@@ -471,9 +477,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             row, chunk = i32(u32(i) // u32(chunks)), i32(u32(i) % u32(chunks))
             query = i32(first_row + row)
             if query < rows:
-                token = i32(u32(query) // u32(group))
-                head = i32(kv_head * group + query - token * group)
-                at = (i64(batch) * i64(q_len) + i64(token)) * i64(heads) + i64(head)
+                head, at, lse_row = places_of(query, kv_head, group, batch, q_len, heads)
                 shift2 = f32(0)
                 if not general or cap == f32(0):  # with a softcap the shift is in the scores
                     shift2 = float_of(load_shared(shifts + u32(4) * u32(row))) * softmax_scale * f32(LOG2E)
@@ -481,13 +485,11 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 has_sink = has_sinks != i32(0) and not partial
                 if has_sink:
                     sink2 = sinks[head] * f32(LOG2E)
-                lse_row = i64(split) * all_rows + at
-                if not partial:
-                    lse_row = (i64(batch) * i64(heads) + i64(head)) * i64(q_len) + i64(token)
+                part_row = i64(split) * all_rows + at
                 merge_warps(
                     part if partial else out, part_lse if partial else lse, pool, u32(warp_bytes), stats,
-                    u32(stats_bytes), row, chunk, i64(split) * all_rows + at, lse_row, shift2, has_sink, sink2,
-                    partial or has_lse != i32(0), partial,
+                    u32(stats_bytes), row, chunk, part_row, part_row if partial else lse_row, shift2, has_sink,
+                    sink2, partial or has_lse != i32(0), partial,
                 )  # fmt: skip
 
         if partial:  # the CTA that is done last merges the splits of these rows
@@ -500,11 +502,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             if load_shared(plain) != u32(0):
                 row = i32(warp)
                 while row < i32(cta_rows) and i32(first_row + row) < rows:
-                    query = i32(first_row + row)
-                    token = i32(u32(query) // u32(group))
-                    head = i32(kv_head * group + query - token * group)
-                    at = (i64(batch) * i64(q_len) + i64(token)) * i64(heads) + i64(head)
-                    lse_row = (i64(batch) * i64(heads) + i64(head)) * i64(q_len) + i64(token)
+                    head, at, lse_row = places_of(i32(first_row + row), kv_head, group, batch, q_len, heads)
                     sink = f32(0)
                     if has_sinks != i32(0):
                         sink = sinks[head]

@@ -80,7 +80,6 @@ def make_merge_warps(head_dim: int, dtype: str, warps: int):
     return merge_warps
 
 
-
 def make_merge_splits(head_dim: int, dtype: str):
     """Device function ``(out: u32*, lse, part: u32*, part_lse, num_splits, all_rows, row, lse_row, has_sink, sink, has_lse,
     lane)``: one row by one warp, head_dim / 32 channels a lane.

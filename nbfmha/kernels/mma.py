@@ -18,6 +18,24 @@ from __future__ import annotations
 IMPLEMENTATIONS = ("blockscale", "dequant")
 
 
+def make_clear_accumulator():
+    """Device function ``(acc: f32[4])``: an accumulator of zeros."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32 = types.float32
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def clear(acc):
+        for r in unroll(4):
+            acc[r] = f32(0)
+
+    return clear
+
+
 def make_mma(implementation: str):
     """The device function for one of ``IMPLEMENTATIONS``; ``ValueError`` for another name."""
     if implementation == "blockscale":

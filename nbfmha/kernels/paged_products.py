@@ -117,13 +117,9 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
                 acc_s[0, t, r] = acc[0, r] + acc[1, r + 2]
 
         @cuda.jit(device=True, forceinline=True)
-        @unrolled
-        def multiply(acc, acc_s, a, t, w, word, scale):
-            b = cuda.local.array(4, u32)
-            widen_word(word, scale, b)
-            for step in unroll(2):
-                c = ffi.from_buffer(acc[step])
-                mma(c, ffi.from_buffer(a[0, w]), ffi.from_buffer(b[2 * step :]), c)
+        def add_step(acc, acc_s, a, t, w, step, b):
+            c = ffi.from_buffer(acc[step])
+            mma(c, ffi.from_buffer(a[0, w]), ffi.from_buffer(b), c)
 
     else:
 
@@ -137,13 +133,18 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
 
         @cuda.jit(device=True, forceinline=True)
         @unrolled
-        def multiply(acc, acc_s, a, t, w, word, scale):
-            b = cuda.local.array(4, u32)
-            widen_word(word, scale, b)
-            for step in unroll(2):
-                for m in unroll(m_tiles):
-                    c = ffi.from_buffer(acc_s[m, t])
-                    mma(c, ffi.from_buffer(a[m, u32(2) * w + u32(step)]), ffi.from_buffer(b[2 * step :]), c)
+        def add_step(acc, acc_s, a, t, w, step, b):
+            for m in unroll(m_tiles):
+                c = ffi.from_buffer(acc_s[m, t])
+                mma(c, ffi.from_buffer(a[m, u32(2) * w + step]), ffi.from_buffer(b), c)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def multiply(acc, acc_s, a, t, w, word, scale):
+        b = cuda.local.array(4, u32)
+        widen_word(word, scale, b)
+        for step in unroll(2):
+            add_step(acc, acc_s, a, t, w, u32(step), b[2 * step :])
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled

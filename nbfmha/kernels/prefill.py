@@ -77,6 +77,7 @@ def make_prefill(
     from numba.core import types
 
     from nbfmha.kernels import softmax, tile_blockscale, tile_codes, tile_legacy
+    from nbfmha.kernels.mma import make_clear_accumulator
     from nbfmha.kernels.run_rows import make_run_rows
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
@@ -115,7 +116,7 @@ def make_prefill(
     mask, load_delta = softmax.make_mask("stored"), make(tile_codes.make_load_delta)
     step = make(softmax.make_step, all_tiles, bias)
     begin_nvfp4, step_nvfp4 = softmax.make_step_nvfp4(all_tiles, "stored", bias)
-    general_scores = softmax.make_general_scores()
+    general_scores, clear = softmax.make_general_scores(), make_clear_accumulator()
 
     # what follows the scores of codes: softmax and P V. Numba types every branch, so each variant is its function
     if legacy:
@@ -153,12 +154,6 @@ def make_prefill(
         if not quantized:
             stop_sinks, diagonal, end_diagonal = end, end, end
         return begin, stop_sinks, diagonal, end_diagonal, end
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def clear(acc):
-        for r in unroll(4):
-            acc[r] = f32(0)
 
     @cuda.jit(device=True, forceinline=True)
     def quad_sum(x):
