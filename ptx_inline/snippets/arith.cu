@@ -16,6 +16,26 @@ extern "C" __device__ u32 prmt_b32(u32 x, u32 y, u32 selector) {
   return bytes;
 }
 
+// The low 16 bits of a register in both halves, and the high ones. An operand of packed arithmetic takes them as they are.
+extern "C" __device__ u32 mov_b32_low_twice(u32 x) {
+  u32 twice;
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {low, low}; }" : "=r"(twice) : "r"(x));
+  return twice;
+}
+
+extern "C" __device__ u32 mov_b32_high_twice(u32 x) {
+  u32 twice;
+  asm("{ .reg .b16 low, high; mov.b32 {low, high}, %1; mov.b32 %0, {high, high}; }" : "=r"(twice) : "r"(x));
+  return twice;
+}
+
+// x * y + z, the lower 32 bits: one instruction, where Python's operators become shifts and additions.
+extern "C" __device__ u32 mad_lo_u32(u32 x, u32 y, u32 z) {
+  u32 sum;
+  asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(y), "r"(z));
+  return sum;
+}
+
 extern "C" __device__ u32 mov_b32_f32(float value) {
   u32 bits;
   asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(value));
@@ -98,6 +118,14 @@ extern "C" __device__ float lg2_approx_ftz_f32(float x) {
   float y;
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+// The 8 x 8 matrix of 16-bit elements that the warp holds, row g in lanes 4 g .. 4 g + 3, two a lane, transposed: lane
+// 4 g + q gets elements 2 q and 2 q + 1 of column g. All 32 lanes take part. PTX ISA 7.8+, sm_75.
+extern "C" __device__ u32 movmatrix_trans_b16(u32 row) {
+  u32 column;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(column) : "r"(row));
+  return column;
 }
 
 // Value of lane `lane ^ lane_mask`, all 32 lanes taking part. PTX ISA 6.0+, sm_30.

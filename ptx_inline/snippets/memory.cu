@@ -105,6 +105,32 @@ extern "C" __device__ void cp_async_ca_4(u32 smem_address, const unsigned char *
                : "memory");
 }
 
+// The same for what is read once: L2 gives it up before anything else, so that it drives out nothing that is read again.
+// The policy is what `createpolicy.fractional.L2::evict_first 1.0` gives. PTX ISA 7.4+, sm_80.
+extern "C" __device__ void cp_async_cg_16_evict_first(u32 smem_address, const unsigned char *base, i64 offset,
+                                                      u32 src_bytes) {
+  asm volatile("{ .reg .b64 policy; mov.b64 policy, 0x12F0000000000000; "
+               "cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, policy; }" ::"r"(smem_address),
+               "l"(base + offset), "r"(src_bytes)
+               : "memory");
+}
+
+extern "C" __device__ void cp_async_ca_8_evict_first(u32 smem_address, const unsigned char *base, i64 offset,
+                                                     u32 src_bytes) {
+  asm volatile("{ .reg .b64 policy; mov.b64 policy, 0x12F0000000000000; "
+               "cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 8, %2, policy; }" ::"r"(smem_address),
+               "l"(base + offset), "r"(src_bytes)
+               : "memory");
+}
+
+extern "C" __device__ void cp_async_ca_4_evict_first(u32 smem_address, const unsigned char *base, i64 offset,
+                                                     u32 src_bytes) {
+  asm volatile("{ .reg .b64 policy; mov.b64 policy, 0x12F0000000000000; "
+               "cp.async.ca.shared.global.L2::cache_hint [%0], [%1], 4, %2, policy; }" ::"r"(smem_address),
+               "l"(base + offset), "r"(src_bytes)
+               : "memory");
+}
+
 extern "C" __device__ void cp_async_commit_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // The group count is an immediate of the instruction, hence one function each.
