@@ -132,6 +132,12 @@ class Decoder:
             return self.destination(operand[0]), self.destination(operand[1])
         return self.destination(operand), enc.NO_ROW
 
+    def register(self, operand: Operand, bits: int) -> int:
+        """Row of an operand that must be a register of so many bits."""
+        if not isinstance(operand, Register) or BITS[operand.type] != bits:
+            raise self.unsupported(f"expected a register of {bits} bits")
+        return operand.row
+
     def source(self, operand: Operand, type: int) -> int:
         """Row of a value of ``type``: register, constant, special register or a variable's address."""
         if isinstance(operand, Register):

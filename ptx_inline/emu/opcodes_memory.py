@@ -8,6 +8,7 @@ from __future__ import annotations
 from ptx_inline.emu import encoding as enc
 from ptx_inline.emu import scalar_types as st
 from ptx_inline.emu.decode import Decoder, Modifiers, decoder, space_of
+from ptx_inline.emu.parse import Register
 
 # where a value is cached, and who is meant to see an ordered access, do not change what a single GPU computes
 _CACHING = (
@@ -131,12 +132,20 @@ def _cp(decode, modifiers, *operands):
         _cp_async(decode, modifiers, *operands)
 
 
-def _cp_async(decode, modifiers, dst=None, src=None, size=None, src_size=None, *rest):
+def _cp_async(decode, modifiers, dst=None, src=None, size=None, *rest):
     modifiers.drop("ca", "cg", "shared", "shared::cta", "global", "L2::64B", "L2::128B", "L2::256B")
-    if size is None or rest or decode.literal(size) not in (4, 8, 16):
+    hints = int(modifiers.take("L2::cache_hint") is not None)
+    if size is None or len(rest) - hints not in (0, 1) or decode.literal(size) not in (4, 8, 16):
         raise decode.unsupported("unsupported cp.async")
+    if hints:  # the policy: how long L2 keeps the bytes changes no result
+        decode.register(rest[-1], 64)
     length = decode.literal(size)
-    given = decode.constant(length) if src_size is None else decode.source(src_size, st.U32)
+    if len(rest) == hints:
+        given = decode.constant(length)
+    elif isinstance(rest[0], Register):  # a predicate here would be ignore-src
+        given = decode.register(rest[0], 32)
+    else:
+        given = decode.source(rest[0], st.U32)
     source = decode.address(src, enc.GLOBAL)
     decode.emit(
         enc.CP_ASYNC, b=source["a"], aux2=source["offset"], c=given, aux=length, **decode.shared_address(dst)

@@ -32,14 +32,18 @@ def copy_out(size):
 
 @pytest.mark.parametrize("size", [4, 8, 16])
 @pytest.mark.parametrize("zero_fill", [False, True])
-def test_sizes_and_zero_fill(size, zero_fill):
-    """src-size: so many bytes are read, the rest is zero; with none the address may be anything."""
-    cache = "cg" if size == 16 else "ca"
+@pytest.mark.parametrize("hint", [False, True])
+def test_sizes_and_zero_fill(size, zero_fill, hint):
+    """src-size: so many bytes are read, the rest is zero; with none the address may be anything. L2's policy, the last
+    operand with or without a src-size, changes no byte."""
+    opcode = f"cp.async.{'cg' if size == 16 else 'ca'}.shared.global{'.L2::cache_hint' if hint else ''}"
+    rest = (", %r2" if zero_fill else "") + (", %rd12" if hint else "")
     body = places(size) + f"""
     rem.u32 %r2, %r0, {size + 1};
     setp.eq.u32 %p1, %r2, 0;
     {"@%p1 mov.u64 %rd10, 24;" if zero_fill else ""}
-    cp.async.{cache}.shared.global [%r1], [%rd10], {size}{", %r2" if zero_fill else ""};
+    mov.b64 %rd12, 0x12F0000000000000;
+    {opcode} [%r1], [%rd10], {size}{rest};
     cp.async.wait_all;
     """ + copy_out(size)
     data = WORDS[: 8 * size].view(np.uint8)
