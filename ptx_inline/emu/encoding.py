@@ -16,19 +16,19 @@ NO_ROW = -1
 (INT, FLOAT, CONVERT, COMPARE, PACK, UNPACK, LOCATE, CLOCK, NOP,  # lane by lane
  LOAD, STORE, ATOMIC, CP_ASYNC,  # memory, lane by lane
  CP_ASYNC_COMMIT, CP_ASYNC_WAIT, CP_ASYNC_MBARRIER, FENCE,
- LDMATRIX, STMATRIX, MMA, SHUFFLE, VOTE, MATCH, REDUCE, ELECT, ACTIVE_MASK, WARP_SYNC,  # a warp together
+ LDMATRIX, STMATRIX, MOVMATRIX, MMA, SHUFFLE, VOTE, MATCH, REDUCE, ELECT, ACTIVE_MASK, WARP_SYNC,  # a warp together
  BARRIER, MBARRIER, BULK_COPY, BULK_COMMIT, BULK_WAIT,
- BRANCH, BRANCH_INDEXED, JUMP, EXIT, TRAP) = range(37)  # fmt: skip
+ BRANCH, BRANCH_INDEXED, JUMP, EXIT, TRAP) = range(38)  # fmt: skip
 
 #: Kind -> class in a profile.
 CLASSES = {
     INT: "integer", FLOAT: "float", CONVERT: "conversion", COMPARE: "compare", PACK: "move", UNPACK: "move",
     LOCATE: "integer", CLOCK: "other", NOP: "other", LOAD: "load", STORE: "store", ATOMIC: "atomic", CP_ASYNC: "cp.async",
     CP_ASYNC_COMMIT: "cp.async", CP_ASYNC_WAIT: "cp.async", CP_ASYNC_MBARRIER: "cp.async", FENCE: "synchronisation",
-    LDMATRIX: "ldmatrix", STMATRIX: "stmatrix", MMA: "mma", SHUFFLE: "warp", VOTE: "warp", MATCH: "warp", REDUCE: "warp",
-    ELECT: "warp", ACTIVE_MASK: "warp", WARP_SYNC: "synchronisation", BARRIER: "synchronisation",
-    MBARRIER: "synchronisation", BULK_COPY: "bulk copy", BULK_COMMIT: "bulk copy", BULK_WAIT: "bulk copy",
-    BRANCH: "branch", BRANCH_INDEXED: "branch", EXIT: "branch", TRAP: "branch",
+    LDMATRIX: "ldmatrix", STMATRIX: "stmatrix", MOVMATRIX: "warp", MMA: "mma", SHUFFLE: "warp", VOTE: "warp",
+    MATCH: "warp", REDUCE: "warp", ELECT: "warp", ACTIVE_MASK: "warp", WARP_SYNC: "synchronisation",
+    BARRIER: "synchronisation", MBARRIER: "synchronisation", BULK_COPY: "bulk copy", BULK_COMMIT: "bulk copy",
+    BULK_WAIT: "bulk copy", BRANCH: "branch", BRANCH_INDEXED: "branch", EXIT: "branch", TRAP: "branch",
 }  # fmt: skip
 
 # State spaces. A generic address is one of the windows or global.

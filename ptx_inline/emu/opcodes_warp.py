@@ -194,6 +194,14 @@ def _matrix(decode, modifiers, first, second):
     )  # fmt: skip
 
 
+@decoder("movmatrix")
+def _movmatrix(decode, modifiers, dst, src):
+    if decode.opcode != "movmatrix.sync.aligned.m8n8.trans.b16":  # PTX has no other
+        raise decode.unsupported("unknown matrix instruction")
+    modifiers.rest.clear()
+    decode.emit(enc.MOVMATRIX, dst=decode.register(dst, 32), a=decode.register(src, 32))
+
+
 @functools.cache
 def mma_names() -> dict[str, tuple]:
     """PTX name of every registered MMA with every choice of formats -> (key, A, B, scale format)."""

@@ -15,6 +15,7 @@ MMA = (
     "{%f4, %f4, %f4, %f4};"
 )
 LDMATRIX = "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r5}, [shared];"
+MOVMATRIX = "movmatrix.sync.aligned.m8n8.trans.b16 %r5, %r1;"
 
 
 def apart(here, missing):
@@ -26,6 +27,7 @@ HALF = HALVES + "@!%p2 bra OTHER;\n{} // HERE\nOTHER: bar.sync 0;"
 ALIGNED = [
     MMA,
     LDMATRIX,
+    MOVMATRIX,
     "stmatrix.sync.aligned.m8n8.x1.shared.b16 [shared], {%r0};",
     "bar.sync 1;",
     "bar.red.popc.u32 %r5, 1, %p2;",
@@ -58,17 +60,17 @@ def test_the_two_sides_of_a_branch_at_two_barriers():
     is_crime(DivergenceError, apart("lanes 16-31", "lanes 0-15"), body, lane=16)
 
 
-@pytest.mark.parametrize("mma", [MMA, LDMATRIX], ids=["mma", "ldmatrix"])
-def test_matrix_instructions_with_exited_lanes(mma):
+@pytest.mark.parametrize("matrix", [MMA, LDMATRIX, MOVMATRIX], ids=["mma", "ldmatrix", "movmatrix"])
+def test_matrix_instructions_with_exited_lanes(matrix):
     """The lanes must be there: not exited before, after, or never started."""
-    before = f"setp.gt.u32 %p2, %r1, 29;\n@%p2 ret;\n{mma} // HERE"
+    before = f"setp.gt.u32 %p2, %r1, 29;\n@%p2 ret;\n{matrix} // HERE"
     gone = "a whole warp must execute this instruction, but lanes 30-31 has ended"
     is_crime(DivergenceError, gone.replace("has", "have"), before)
-    after = f"setp.gt.u32 %p2, %r1, 29;\n@!%p2 bra MATRIX;\nret;\nMATRIX: {mma} // HERE"
+    after = f"setp.gt.u32 %p2, %r1, 29;\n@!%p2 bra MATRIX;\nret;\nMATRIX: {matrix} // HERE"
     is_crime(DivergenceError, gone.replace("has", "have"), after)
-    one = f"setp.eq.u32 %p2, %r1, 4;\n@%p2 ret;\n{mma} // HERE"
+    one = f"setp.eq.u32 %p2, %r1, 4;\n@%p2 ret;\n{matrix} // HERE"
     is_crime(DivergenceError, gone.replace("lanes 30-31", "lane 4"), one)
-    never = f"@!%p1 {mma} // HERE"
+    never = f"@!%p1 {matrix} // HERE"
     is_crime(DivergenceError, gone.replace("lanes 30-31 has", "lanes 8-31 have"), never, block=(40,), warp=1)
 
 

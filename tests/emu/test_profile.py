@@ -116,6 +116,13 @@ def test_ldmatrix(stride, count, passes):
     assert found.excess == passes / count
 
 
+def test_movmatrix_counts_as_a_shuffle_does():
+    found = profile("movmatrix.sync.aligned.m8n8.trans.b16 %r5, %r0;\nshfl.sync.bfly.b32 %r5, %r5, 1, 31, -1;")
+    (each,) = (each for each in found.by_class() if each.name == "warp")
+    assert (each.warp_instructions, each.lane_instructions) == (2, 64)
+    assert found.accesses() == []
+
+
 @pytest.mark.parametrize(
     ("stride", "offset", "kind", "sectors", "ideal"),
     [

@@ -199,6 +199,14 @@ def test_elect_and_activemask():
     np.testing.assert_array_equal(active, np.where(LANE < 5, 99, 0xFFFFFFE0))
 
 
+def test_movmatrix():
+    """NumPy's transpose of the 8 x 8 matrix, of which a lane holds two elements; twice, and in place, the matrix itself."""
+    name = "movmatrix.sync.aligned.m8n8.trans.b16"
+    transposed, again = warp(f"{name} %r10, %r1;\nmov.b32 %r11, %r10;\n{name} %r11, %r11;", WORDS)
+    np.testing.assert_array_equal(transposed.view("<u2").reshape(8, 8), WORDS.view("<u2").reshape(8, 8).T)
+    np.testing.assert_array_equal(again, WORDS)
+
+
 def test_exited_lanes_are_not_waited_for():
     """A member mask means its non-exited lanes, whether the others end before or after the rest comes to wait."""
     early = """

@@ -78,6 +78,8 @@ def _together(launch, worker, pc, warp, mask):
         good = together.ldmatrix(launch, worker, pc, warp)
     elif kind == enc.STMATRIX:
         good = together.stmatrix(launch, worker, pc, warp)
+    elif kind == enc.MOVMATRIX:
+        together.movmatrix(launch, worker, pc, warp)
     elif kind == enc.SHUFFLE:
         good = together.shuffle(launch, worker, pc, warp, mask)
     elif kind == enc.VOTE:
@@ -97,7 +99,7 @@ def _together(launch, worker, pc, warp, mask):
 
 @compiled
 def _is_whole_warp(kind):
-    return kind in (enc.MMA, enc.LDMATRIX, enc.STMATRIX)
+    return kind in (enc.MMA, enc.LDMATRIX, enc.STMATRIX, enc.MOVMATRIX)
 
 
 @compiled

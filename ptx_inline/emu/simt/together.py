@@ -1,4 +1,4 @@
-"""What the lanes of a warp do together: shuffles, votes, matches, reductions, ``ldmatrix``, ``stmatrix``, MMAs."""
+"""What a warp's lanes do together: shuffles, votes, matches, reductions, ``ldmatrix``, ``stmatrix``, ``movmatrix``, MMA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ptx_inline.emu.simt.accesses import bank_transactions
 from ptx_inline.emu.simt.barriers import uniform
 from ptx_inline.emu.simt.integers import int_alu
 from ptx_inline.emu.simt.jit import compiled
-from ptx_inline.emu.simt.ldmatrix import ldmatrix_registers
+from ptx_inline.emu.simt.ldmatrix import M8N8_B16, ldmatrix_registers
 from ptx_inline.emu.simt.memory import check_read, check_write, fail, record, resolve
 from ptx_inline.emu.simt.mma import MmaTables, selector_allowed
 from ptx_inline.emu.simt.mma import mma as multiply
@@ -200,6 +200,21 @@ def stmatrix(launch, worker, pc, warp):
             worker.s16[place >> 1] = value
     worker.control[s.EVENTS] += 1
     return True
+
+
+@compiled
+def movmatrix(launch, worker, pc, warp):
+    """``movmatrix`` of a whole warp: what storing the matrix and ``ldmatrix.trans`` would give."""
+    row = launch.code[pc]
+    regs, base = worker.regs, warp * launch.numbers[s.ROWS] * 32
+    for lane in range(32):
+        word = regs[base + row[enc.A] * 32 + lane]
+        for byte in range(4):
+            worker.bytes16[lane // 4, 4 * (lane % 4) + byte] = np.uint8((word >> np.uint64(8 * byte)) & np.uint64(0xFF))
+    out = worker.words[0]
+    ldmatrix_registers(M8N8_B16, 1, True, worker.bytes16, out)
+    for lane in range(32):
+        regs[base + row[enc.DST] * 32 + lane] = np.uint64(out[lane, 0])
 
 
 @compiled
