@@ -123,6 +123,12 @@ def _bits() -> list[Case]:
                     Case(f"bfind{suffix}.{of}", f"bfind{suffix}.{of} %d, %a;", (kind,), "u32",
                          lambda x, w=width, s=letter == "s", t=bool(suffix): find(x, w, s, t))
                 )  # fmt: skip
+    for half in ("low", "high"):
+        body = f"{{ .reg .b16 %low, %high; mov.b32 {{%low, %high}}, %a; mov.b32 %d, {{%{half}, %{half}}}; }}"
+        cases.append(
+            Case(f"mov.b32 {half} twice", body, ("u32",), "u32",
+                 lambda x, s=16 * (half == "high"): (x >> s & 0xFFFF) * 0x10001)
+        )  # fmt: skip
     for mode in PERMUTE_MODES:
         cases.append(
             Case(f"prmt{mode}", f"prmt.b32{mode} %d, %a, %b, %c;", ("u32", "u32", "selector"), "u32",

@@ -208,6 +208,16 @@ def test_ldmatrix(judge, number, trans):
     judge.report(f"ldmatrix x{number}{' trans' if trans else ''}")
 
 
+def test_movmatrix(judge):
+    n, rng = judge.values, np.random.default_rng(12)
+    kernel = wk.movmatrix_kernel()
+    for _ in range(judge.rounds):
+        x = words(rng, n)
+        expected = Positions(lambda x=x: [wk.matrices_transposed(x)], 1)
+        judge.run(kernel, (n // wk.THREADS,), (wk.THREADS,), (x, Output((n,), np.uint32)), expected)
+    judge.report("movmatrix")
+
+
 @pytest.mark.parametrize("inputs", ["any", "ordinary", "cancelling"])
 @pytest.mark.parametrize("name", ["f16", "bf16"])
 def test_mma(judge, name, inputs):
@@ -339,5 +349,6 @@ def test_every_kernel_assembles(cache_directory):
     kernels += [*map(wk.permute_kernel, wk.ACCESSES), *map(wk.shuffle_kernel, wk.SHUFFLES), wk.reduction_kernel()]
     kernels += [wk.ldmatrix_kernel(number, trans) for number in (1, 2, 4) for trans in (False, True)]
     kernels += [*map(wk.mma_kernel, ("f16", "bf16")), *map(wk.red_kernel, wk.SHARED_ATOMICS), wk.own_atomics_kernel()]
+    kernels.append(wk.movmatrix_kernel())
     for kernel in kernels:
         assert kernel.resources("sm_120a" if "sm_120a" in kernel.text else "sm_90a").registers > 0

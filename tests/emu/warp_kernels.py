@@ -1,4 +1,4 @@
-"""PTX kernels of what lanes and CTAs do together, with NumPy's answer: memory, shuffles, votes, ldmatrix, MMA, atomics."""
+"""PTX kernels of what lanes and CTAs do together, with NumPy's answer: memory, shuffles, votes, matrices, atomics."""
 
 from __future__ import annotations
 
@@ -149,6 +149,19 @@ def matrices_loaded(number: int, trans: bool, x: np.ndarray, a: np.ndarray) -> n
     row, column = lane // 4, 2 * (lane % 4)
     words = matrices[:, :, row, column] | matrices[:, :, row, column + 1] << np.uint32(16)
     return words.transpose(0, 2, 1).reshape(-1, number)
+
+
+def movmatrix_kernel() -> PtxKernel:
+    """y[i] = the word of x's matrix that ``movmatrix`` gives thread i, a matrix a warp."""
+    lines = [_at("%o", "%p_x", "%i", 4), "ld.global.u32 %t2, [%o];", "movmatrix.sync.aligned.m8n8.trans.b16 %t3, %t2;"]
+    lines += [_at("%o", "%p_y", "%i", 4), "st.global.u32 [%o], %t3;"]
+    return _kernel("xy", lines, ("u32*", "u32*"))
+
+
+def matrices_transposed(x: np.ndarray) -> np.ndarray:
+    """What :func:`movmatrix_kernel` computes."""
+    matrices = np.ascontiguousarray(x).view(np.uint16).reshape(-1, 8, 8)
+    return np.ascontiguousarray(matrices.swapaxes(1, 2)).view(np.uint32).reshape(-1)
 
 
 def mma_kernel(name: str) -> PtxKernel:
