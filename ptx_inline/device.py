@@ -65,6 +65,7 @@ st_global_v2_u32 = _declare("memory.cu", "void st_global_v2_u32(u32*, i64, u32, 
 red_global_max_u32 = _declare("memory.cu", "void red_global_max_u32(u32*, i64, u32)")
 atom_acq_rel_gpu_global_inc_u32 = _declare("memory.cu", "u32 atom_acq_rel_gpu_global_inc_u32(u32*, i64, u32)")
 cvta_to_shared_u32 = _declare("memory.cu", "u32 cvta_to_shared_u32(u32*)")
+prefetch_global_l2 = _declare("memory.cu", "void prefetch_global_l2(i32*, i64)")
 ld_shared_u32 = _declare("memory.cu", "u32 ld_shared_u32(u32)")
 ld_shared_v2_u32 = _declare("memory.cu", "void ld_shared_v2_u32(u32*, u32)")
 ld_shared_v4_u32 = _declare("memory.cu", "void ld_shared_v4_u32(u32*, u32)")

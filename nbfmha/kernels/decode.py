@@ -10,9 +10,9 @@ from nbfmha import gpu_arrays
 from nbfmha.gpu_arrays import Launch
 from nbfmha.kernels.decode_device import make_decode
 from nbfmha.kernels.decode_sizes import RESIDENT_WARPS, Layout, Memory, Splits, q_tiles_of, row_tiles_of
+from nbfmha.kernels.tile_paged import pages_of
 from nbfmha.kv_layout import CacheArrays
 from nbfmha.problem import Problem
-from nbfmha.recipe import TILE_N
 from ptx_inline.toolchain import Kernel
 
 IMPLEMENTATIONS = ("blockscale", "dequant")
@@ -28,13 +28,13 @@ SIGNATURE = (
 
 @functools.cache
 def decode_kernel(
-    implementation: str, head_dim: int, dtype: str = "float16", q_tiles: int = 1, general: bool = False, whole: bool = True,
-    warps: int = 4,
+    implementation: str, head_dim: int, dtype: str = "float16", q_tiles: int = 1, general: bool = False,
+    pages: str = "tile", warps: int = 4,
 ) -> Kernel:
     """The kernel for these constants, see ``make_decode``."""
     constants = {
         "implementation": implementation, "head_dim": head_dim, "dtype": dtype, "q_tiles": q_tiles, "general": general,
-        "whole": whole, "warps": warps,
+        "pages": pages, "warps": warps,
     }  # fmt: skip
     return Kernel(make_decode, SIGNATURE, constants, launch_bounds=(32 * warps, RESIDENT_WARPS[head_dim, q_tiles] // warps))
 
@@ -80,8 +80,8 @@ def launch_of(
         NO_LIMIT if left is None else min(left, NO_LIMIT), problem.softmax_scale, problem.softcap or 0.0,
     )  # fmt: skip
     general = problem.softcap is not None or problem.softmax_scale <= 0
-    whole = layout.page_size % TILE_N == 0
-    kernel = decode_kernel(implementation, head_dim, layout.dtype, q_tiles, general, whole, warps)
+    pages = pages_of(layout.page_size)
+    kernel = decode_kernel(implementation, head_dim, layout.dtype, q_tiles, general, pages, warps)
     smem_bytes = Memory(implementation, head_dim, q_tiles).bytes(warps)
     return Launch(kernel, (splits.ctas * splits.num_splits,), (32 * warps,), arguments, smem_bytes)
 

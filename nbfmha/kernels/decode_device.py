@@ -33,26 +33,25 @@ from __future__ import annotations
 from nbfmha.kernels.decode_merge import LOG2E
 from nbfmha.kernels.decode_query import Q_TILE
 from nbfmha.kernels.decode_sizes import FRAME, Memory
-from nbfmha.kernels.out_columns import m_tiles_of, sides_of
-from nbfmha.kernels.paged_products import UNIT
+from nbfmha.kernels.paged_products import FACTORS, UNIT
 from nbfmha.kernels.tile_sixteen import TOKENS as SIXTEEN
 from nbfmha.kv_layout import BLOCK
 from nbfmha.recipe import TILE_N
 
 (
     SLOT, KV_HEAD, LENGTH, POSITION, FIRST_ROW, SINK_TILES, SINK_STOP, RING_FIRST, SIXTEEN_TILES, FIRST_N, STOP_N, STOP,
-    FULL_LOW, FULL_HIGH,
-) = range(FRAME)  # fmt: skip
+    FULL_LOW, FULL_HIGH, FIRST_FACTOR,
+) = range(FRAME - len(FACTORS) + 1)  # fmt: skip
 """Words of the frame: slot; head of K and V; tokens of the sequence; position of the first query; first row; tiles in 16
 bits that are sinks; where the sinks end; where the ring begins; the split's tiles in 16 bits; where its tiles in NVFP4
-begin and end; where the sequence's end; from where, up to where, every row sees a tile as a whole."""
+begin and end; where the sequence's end; from where, up to where, every row sees a tile as a whole; ``FACTORS``."""
 
 
-def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, whole: bool, warps: int):
+def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, pages: str, warps: int):
     """Kernel ``decode(out, ...)``: arguments as ``decode.SIGNATURE`` lists them.
 
-    general: scores need more than one positive factor (softcap, or softmax_scale <= 0). whole: pages of whole tiles.
-    warps: of a CTA.
+    general: scores need more than one positive factor (softcap, or softmax_scale <= 0). pages: one of
+    ``tile_paged.PAGES``. warps: of a CTA.
     """
     from numba import cuda
     from numba.core import types
@@ -63,6 +62,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         out_columns,
         paged_products,
         softmax,
+        softmax_columns,
         tile_paged,
         tile_sixteen,
     )
@@ -71,40 +71,42 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
-    ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
+    ffi, commit, to_shared, prefetch = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32, dev.prefetch_global_l2
     wait_but_newest, wait_but_two = dev.cp_async_wait_group_1, dev.cp_async_wait_group_2
     load_shared, store_shared, float_of, unknown = (
         dev.ld_shared_u32, dev.st_shared_u32, dev.mov_f32_b32, dev.unknown_u32
     )  # fmt: skip
     blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
-    threads, m_tiles, sides = 32 * warps, m_tiles_of(q_tiles), sides_of(q_tiles)
-    cta_rows, c_tiles, n_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 8, head_dim // 64
+    threads, whole, n_factors = 32 * warps, pages != "blocks", len(FACTORS)
+    cta_rows, c_tiles, m_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 16, head_dim // 64
     at_q_tile, at_shifts, at_mean, at_frame, at_warps, at_v, at_pages, warp_bytes = (
         memory.q_tile, memory.shifts, memory.mean, memory.frame, memory.warps, memory.stage.v, memory.pages,
         memory.warp_bytes,
     )  # fmt: skip
     stats_bytes, chunks, codes_bytes = 8 * cta_rows, head_dim // 4, cta_rows * head_dim // 2
-    scale_words, pv_steps = (k_steps + 1) // 2, TILE_N // 16
     k_unit = 1.0 if blockscale else UNIT
 
-    fetch_queries, prepare_queries = decode_query.make_load_queries(head_dim, dtype, q_tiles, threads, not blockscale)
-    (load_k, load_v), find_page = tile_paged.make_load_tile(memory.stage, whole), tile_paged.make_find_page()
-    pack = out_columns.make_pack_columns("float16", q_tiles, n_tiles)
-    pv, mask = paged_products.make_pv(memory.stage, q_tiles), softmax.make_mask_ranges("widened", sides, n_tiles)
-    general_scores, weights = (
-        softmax.make_general_scores(sides, n_tiles), softmax.make_weights(sides, n_tiles, 0.0)
+    token_of = decode_query.make_token_of()
+    fetch_queries, fetch_mean, prepare_queries = decode_query.make_load_queries(
+        head_dim, dtype, q_tiles, threads, not blockscale
+    )
+    (load_k, load_v), find_page, index_of = (
+        tile_paged.make_load_tile(memory.stage, pages), tile_paged.make_find_page(pages), tile_paged.make_index()
+    )  # fmt: skip
+    pv, pack = paged_products.make_pv(memory.stage, q_tiles), out_columns.make_pack_columns("float16", q_tiles, m_tiles)
+    mask, general_scores, weights = (
+        softmax_columns.make_mask_columns("widened", m_tiles), softmax_columns.make_general_columns(m_tiles),
+        softmax_columns.make_weights_columns(m_tiles),
     )  # fmt: skip
     rescale = out_columns.make_rescale_columns(head_dim, q_tiles)
-    load_rows, s_tiles = tile_sixteen.make_load_rows(head_dim), SIXTEEN // 8
-    qk_rows, pv_rows = (
-        tile_sixteen.make_qk(head_dim, dtype, q_tiles), tile_sixteen.make_pv(head_dim, dtype, q_tiles)
+    load_rows, qk_rows, pv_rows = (
+        tile_sixteen.make_load_rows(head_dim), tile_sixteen.make_qk(head_dim, dtype, q_tiles),
+        tile_sixteen.make_pv(head_dim, dtype, q_tiles),
     )  # fmt: skip
     pack_rows, mask_rows = (
-        out_columns.make_pack_columns(dtype, q_tiles, s_tiles), softmax.make_mask_ranges("rows", sides, s_tiles)
+        out_columns.make_pack_columns(dtype, q_tiles, 1), softmax_columns.make_mask_columns("rows", 1)
     )  # fmt: skip
-    general_rows, weights_rows = (
-        softmax.make_general_scores(sides, s_tiles), softmax.make_weights(sides, s_tiles, 0.0)
-    )  # fmt: skip
+    general_rows, weights_rows = softmax_columns.make_general_columns(1), softmax_columns.make_weights_columns(1)
     clear, store_result = make_clear_accumulator(), out_columns.make_store_result(head_dim, q_tiles)
     merge_warps = decode_merge.make_merge_warps(head_dim, dtype, warps)
     merge_splits, take_ticket = decode_merge.make_merge_splits(head_dim, dtype), dev.atom_acq_rel_gpu_global_inc_u32
@@ -119,12 +121,12 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             quantize_queries(plain, own_q, own_q + u32(codes_bytes), thread)
 
         @cuda.jit(device=True, forceinline=True)
-        def load_q(a, sfa, own_q, lane):
-            load_fragments(a, sfa, own_q, own_q + u32(codes_bytes), lane)
+        def load_q(b, sfb, own_q, lane):
+            load_fragments(b, sfb, own_q, own_q + u32(codes_bytes), lane)
 
         @cuda.jit(device=True, forceinline=True)
-        def scores(acc_s, a, sfa, own_q, stage, lane):
-            qk_codes(acc_s, a, sfa, stage, lane)
+        def scores(acc_s, b, sfb, own_q, stage, factors, lane):
+            qk_codes(acc_s, b, sfb, stage, lane)
 
     else:
         qk_widened = paged_products.make_qk_widened(memory.stage, q_tiles)
@@ -134,26 +136,18 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             pass
 
         @cuda.jit(device=True, forceinline=True)
-        def load_q(a, sfa, own_q, lane):
+        def load_q(b, sfb, own_q, lane):
             pass
 
         @cuda.jit(device=True, forceinline=True)
-        def scores(acc_s, a, sfa, own_q, stage, lane):
-            qk_widened(acc_s, own_q, stage, lane)
+        def scores(acc_s, b, sfb, own_q, stage, factors, lane):
+            qk_widened(acc_s, own_q, stage, factors, lane)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def enlarge(acc):
         for r in unroll(4):
             acc[r] = acc[r] * f32(UNIT)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def compute_scores(acc_s, a, sfa, own_q, stage, lane):
-        for m in unroll(m_tiles):
-            for t in unroll(n_tiles):
-                clear(acc_s[m, t])
-        scores(acc_s, a, sfa, own_q, stage, lane)
 
     @cuda.jit(device=True, forceinline=True)
     def keep(frame, word, value):
@@ -164,45 +158,74 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         return i32(load_shared(frame + u32(4 * word)))
 
     @cuda.jit(device=True, forceinline=True)
-    def shift_of(shifts, m, side, lane):
-        """q . km of one of the lane's rows."""
-        return float_of(load_shared(shifts + u32(4) * (u32(lane >> i32(2)) + u32(16) * m + u32(8) * side)))
+    @unrolled
+    def recall_factors(factors, frame):
+        for i in unroll(n_factors):
+            factors[i] = load_shared(frame + u32(4 * (FIRST_FACTOR + i)))
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def compute_scores(acc_s, b, sfb, own_q, stage, frame, lane):
+        factors = cuda.local.array(n_factors, u32)
+        if not blockscale:
+            recall_factors(factors, frame)
+        for i in unroll(q_tiles):
+            for m in unroll(m_tiles):
+                clear(acc_s[i, m])
+        scores(acc_s, b, sfb, own_q, stage, factors, lane)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def add_values(acc_o, p, stage, frame, valid, lane):
+        factors = cuda.local.array(n_factors, u32)
+        recall_factors(factors, frame)
+        pv(acc_o, p, stage, factors, valid, lane)
+
+    @cuda.jit(device=True, forceinline=True)
+    def row_of(i, e, lane):
+        """Which of the CTA's rows is column ``e`` of the lane's two of query tile ``i``."""
+        return u32(Q_TILE) * i + u32(2) * u32(lane & i32(3)) + e
+
+    @cuda.jit(device=True, forceinline=True)
+    def shift_of(shifts, i, e, lane):
+        """q . km of it."""
+        return float_of(load_shared(shifts + u32(4) * row_of(i, e, lane)))
 
     @cuda.jit(device=True, forceinline=True)
     def places_of(query, kv_head, group, batch, q_len, heads):
         """(head, row of ``out``, place of the LSE) of a row of the sequence's and head's."""
-        token = i32(u32(query) // u32(group))
+        token = token_of(query, group, q_len)
         head = i32(kv_head * group + query - token * group)
         row = (i64(batch) * i64(q_len) + i64(token)) * i64(heads) + i64(head)
         return head, row, (i64(batch) * i64(heads) + i64(head)) * i64(q_len) + i64(token)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def find_bounds(low, high, m, lane, frame, group, window_left, first, stop):
-        """Tokens [low, high) of [first, stop) that the lane's rows see."""
-        for side in unroll(sides):
-            row = u32(recall(frame, FIRST_ROW)) + u32(lane >> i32(2)) + u32(16) * m + u32(8 * side)
-            own = i32(recall(frame, POSITION) + i32(row // u32(group)))
-            low[side] = i32(max(i32(own - window_left), first))
-            high[side] = i32(min(own + i32(1), stop))
+    def find_bounds(low, high, i, lane, frame, group, q_len, window_left, first, stop):
+        """Tokens [low, high) of [first, stop) that the lane's two rows of query tile ``i`` see."""
+        for e in unroll(2):
+            row = i32(recall(frame, FIRST_ROW) + i32(row_of(i, u32(e), lane)))
+            own = i32(recall(frame, POSITION) + token_of(row, group, q_len))
+            low[e] = i32(max(i32(own - window_left), first))
+            high[e] = i32(min(own + i32(1), stop))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def compute_weights(
-        acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, window_left, first, shifted, scale, softmax_scale, cap,
-        lane,
+        acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, q_len, window_left, first, shifted, scale, softmax_scale,
+        cap, lane,
     ):  # fmt: skip
         factor = cuda.local.array(2, f32)
         low = cuda.local.array(2, i32)
         high = cuda.local.array(2, i32)
-        for m in unroll(m_tiles):
+        for i in unroll(q_tiles):
             if general:
-                general_scores(acc_s[m], shifted[m], softmax_scale, cap)
+                general_scores(acc_s[i], shifted[i], softmax_scale, cap)
             if first_n < recall(frame, FULL_LOW) or i32(first_n + i32(TILE_N)) > recall(frame, FULL_HIGH):
-                find_bounds(low, high, u32(m), lane, frame, group, window_left, first, recall(frame, STOP))
-                mask(acc_s[m], low, high, first_n, i32(lane & i32(3)))
-            weights(acc_s[m], row_max[m], row_sum[m], factor, scale)
-            rescale(acc_o, u32(m), factor, lane)
+                find_bounds(low, high, u32(i), lane, frame, group, q_len, window_left, first, recall(frame, STOP))
+                mask(acc_s[i], low, high, first_n, lane)
+            weights(acc_s[i], row_max[i], row_sum[i], factor, scale)
+            rescale(acc_o, u32(i), factor)
         pack(p, acc_s)
 
     @cuda.jit(device=True, forceinline=True)
@@ -226,33 +249,33 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def score_sixteen(acc_s, plain, stage, shifts, lane):
-        for m in unroll(m_tiles):
-            for side in unroll(2):  # the second one is there twice, or not there
-                shift = shift_of(shifts, u32(m), u32(side if sides == 2 else 0), lane)
-                for t in unroll(s_tiles):
-                    for e in unroll(2):
-                        acc_s[m, t, 2 * side + e] = -shift
+        for i in unroll(q_tiles):
+            for e in unroll(2):
+                shift = shift_of(shifts, u32(i), u32(e), lane)
+                for half in unroll(2):
+                    acc_s[i, 0, 2 * half + e] = -shift
         qk_rows(acc_s, plain, stage, lane)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def weigh_sixteen(
-        acc_o, row_max, row_sum, acc_s, p, tile, frame, group, window_left, shifts, scale, softmax_scale, cap, lane
+        acc_o, row_max, row_sum, acc_s, p, tile, frame, group, q_len, window_left, shifts, scale, softmax_scale, cap,
+        lane,
     ):  # fmt: skip
         factor = cuda.local.array(2, f32)
         shifted = cuda.local.array(2, f32)
         low = cuda.local.array(2, i32)
         high = cuda.local.array(2, i32)
         _, token, stop = find_sixteen(frame, tile)
-        for m in unroll(m_tiles):
+        for i in unroll(q_tiles):
             if general:
-                for side in unroll(sides):
-                    shifted[side] = shift_of(shifts, u32(m), u32(side), lane)
-                general_rows(acc_s[m], shifted, softmax_scale, cap)
-            find_bounds(low, high, u32(m), lane, frame, group, window_left, i32(0), stop)
-            mask_rows(acc_s[m], low, high, token, i32(lane & i32(3)))
-            weights_rows(acc_s[m], row_max[m], row_sum[m], factor, scale)
-            rescale(acc_o, u32(m), factor, lane)
+                for e in unroll(2):
+                    shifted[e] = shift_of(shifts, u32(i), u32(e), lane)
+                general_rows(acc_s[i], shifted, softmax_scale, cap)
+            find_bounds(low, high, u32(i), lane, frame, group, q_len, window_left, i32(0), stop)
+            mask_rows(acc_s[i], low, high, token, lane)
+            weights_rows(acc_s[i], row_max[i], row_sum[i], factor, scale)
+            rescale(acc_o, u32(i), factor)
         pack_rows(p, acc_s)
 
     @cuda.jit(device=True, forceinline=True)
@@ -261,13 +284,14 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         return slot * i64(table_width) if paged != i32(0) else i64(-1) - slot
 
     @cuda.jit(device=True, forceinline=True)
-    def find_pages(tables, paged, frame, table_width, page_size, first_n, stage, lane):
-        """Pages and places of 32 tiles of the warp at once: a look-up takes as long as a tile's load."""
+    def find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, first_n, stage, lane):
+        """Pages, with the head as one index, and places of 32 tiles of the warp: a look-up takes as long as a load."""
         token = i32(first_n + i32(TILE_N * warps) * lane)
         cuda.syncwarp()  # nobody reads the last ones any more
         if token < recall(frame, STOP_N):
             page, place = find_page(tables, table_of(paged, frame, table_width), page_size, token)
-            store_shared(stage + u32(at_pages) + u32(8) * u32(lane), u32(page))
+            index = index_of(page, num_heads_kv, recall(frame, KV_HEAD))
+            store_shared(stage + u32(at_pages) + u32(8) * u32(lane), index)
             store_shared(stage + u32(at_pages + 4) + u32(8) * u32(lane), u32(place))
         cuda.syncwarp()
 
@@ -283,6 +307,27 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         """How many tiles a warp had before that one."""
         return u32(i32(first_n - recall(frame, FIRST_N))) // u32(TILE_N * warps)
 
+    # Numba types every branch, so each kind of pages is a function
+    if whole:
+
+        @cuda.jit(device=True, forceinline=True)
+        def load_tile(
+            load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, lane
+        ):  # fmt: skip
+            at = stage + u32(at_pages) + u32(8) * (turn_of(frame, first_n) & u32(31))
+            load(stage, codes, scales, load_shared(at), i32(load_shared(at + u32(4))), page_size, lane)
+
+    else:
+
+        @cuda.jit(device=True, forceinline=True)
+        def load_tile(
+            load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, lane
+        ):  # fmt: skip
+            load(
+                stage, codes, scales, tables, table_of(paged, frame, table_width), recall(frame, KV_HEAD), num_heads_kv,
+                page_size, first_n, recall(frame, STOP), lane,
+            )  # fmt: skip
+
     @cuda.jit(device=True, forceinline=True)
     def load_next(
         load, stage, at_rows, codes, scales, sinks, recent, tables, paged, frame, table_width, page_size, num_heads_kv,
@@ -291,17 +336,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         """K or V (``load``) of the warp's tile at ``first_n``, in NVFP4 or, to ``at_rows``, in 16 bits, if there is one."""
         tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))
         if tile < i32(0):
-            # whole tiles have been looked up; others look up their blocks
-            page, place, table_at, stop = i32(0), i32(0), i64(0), i32(0)
-            if whole:
-                at = stage + u32(at_pages) + u32(8) * (turn_of(frame, first_n) & u32(31))
-                page, place = i32(load_shared(at)), i32(load_shared(at + u32(4)))
-            else:
-                table_at, stop = table_of(paged, frame, table_width), recall(frame, STOP)
-            load(
-                stage, codes, scales, tables, table_at, page, place, recall(frame, KV_HEAD), num_heads_kv, page_size,
-                first_n, stop, again(lane),
-            )  # fmt: skip
+            load_tile(
+                load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, again(lane)
+            )
         elif tile < recall(frame, SIXTEEN_TILES):
             load_sixteen(at_rows, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, again(lane))
         commit()
@@ -321,14 +358,27 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         stage = pool + u32(warp_bytes) * u32(warp)
 
-        cta = u32(cuda.blockIdx.x)
-        split, rest = i32(cta % u32(num_splits)), cta // u32(num_splits)
-        row_tile, rest = i32(rest % u32(row_tiles)), rest // u32(row_tiles)
-        kv_head, batch = i32(rest % u32(num_heads_kv)), i32(rest // u32(num_heads_kv))
+        # a division takes as long as thirty other instructions, and nothing is on its way yet: few of them, where needed
+        cta, split = u32(cuda.blockIdx.x), i32(0)
+        if num_splits > i32(1):
+            split, cta = i32(cta % u32(num_splits)), u32(cta // u32(num_splits))
+        rows_of = cta  # number of these rows among all
+        row_tile = i32(0)
+        if row_tiles > i32(1):
+            row_tile, cta = i32(cta % u32(row_tiles)), u32(cta // u32(row_tiles))
+        batch = i32(cta // u32(num_heads_kv))
+        kv_head = i32(i32(cta) - batch * num_heads_kv)
         first_row, rows = i32(row_tile * i32(cta_rows)), i32(q_len * group)
+        # Q first, else it would come after the first tiles of all CTAs
+        fetch_queries(plain, q, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread)
         slot, length = batch, page_size
         if paged != i32(0):
             slot = i32(seq_ids[batch])
+            at = i64(i32(32) * thread)
+            if at < i64(table_width):  # lines of the table, while the length comes
+                prefetch(tables, i64(slot) * i64(table_width) + at)
+        fetch_mean(mean, k_mean, paged, kv_head, num_heads_kv, slot, thread)
+        commit()
         if has_lengths != i32(0):
             length = i32(lengths[slot])
         heads = i32(num_heads_kv * group)
@@ -336,23 +386,26 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
         # tokens of this tile of rows: in 16 bits [.., sink_stop) and [ring_first, length), in NVFP4 [begin, stop)
         position = i32(length - q_len)
-        first_position = i32(position + i32(u32(first_row) // u32(group)))
-        seen_from = i32(max(first_position - window_left, i32(0)))
-        stop = i32(max(length - recent_tokens, i32(0)))
+        first_position = i32(position + token_of(first_row, group, q_len))
+        seen_from = i32(max(i32(first_position - window_left), i32(0)))
+        stop = i32(max(i32(length - recent_tokens), i32(0)))
         if recent_tokens > i32(0):
             stop &= i32(-BLOCK)
-        begin = i32(max(seen_from, sink_tokens) & i32(-TILE_N))
-        tiles = i32(max(stop - max(begin, sink_tokens), i32(0)))
+        begin = i32(i32(max(seen_from, sink_tokens)) & i32(-TILE_N))
+        tiles = i32(max(i32(stop - max(begin, sink_tokens)), i32(0)))
         tiles = i32((stop - begin + i32(TILE_N - 1)) >> i32(6)) if tiles > i32(0) else i32(0)
         sink_stop = i32(min(sink_tokens, length))
         sink_tiles = i32(u32(sink_stop + i32(SIXTEEN - 1)) // u32(SIXTEEN)) if seen_from < sink_stop else i32(0)
-        ring_first = i32(max(max(stop, sink_tokens), seen_from & i32(-SIXTEEN)))
-        ring_tiles = i32(u32(max(length - ring_first, i32(0)) + i32(SIXTEEN - 1)) // u32(SIXTEEN))
+        ring_first = i32(max(max(stop, sink_tokens), i32(seen_from & i32(-SIXTEEN))))
+        ring_tiles = i32(u32(max(i32(length - ring_first), i32(0)) + i32(SIXTEEN - 1)) // u32(SIXTEEN))
         sixteen = i32(sink_tiles + ring_tiles)
-        share = i32(max(split_tiles, i32(u32(tiles + sixteen + num_splits - i32(1)) // u32(num_splits))))
-        own_from = i32(min(split * share, tiles))
-        own_to = i32(min(own_from + share, tiles))
-        sixteen_split = i32(min(i32(u32(tiles + max(sixteen, i32(1)) - i32(1)) // u32(share)), num_splits - i32(1)))
+        own_from, own_to, sixteen_split = i32(0), tiles, i32(0)
+        if num_splits > i32(1):
+            share = i32(max(split_tiles, i32(u32(tiles + sixteen + num_splits - i32(1)) // u32(num_splits))))
+            own_from = i32(min(i32(split * share), tiles))
+            own_to = i32(min(i32(own_from + share), tiles))
+            sixteen_split = i32(u32(tiles + max(sixteen, i32(1)) - i32(1)) // u32(share))
+            sixteen_split = i32(min(sixteen_split, i32(num_splits - i32(1))))
         # the split's tiles: those in NVFP4 from own_from to own_to, then those in 16 bits; warps take them in turn
         if split != sixteen_split:
             sixteen = i32(0)
@@ -370,18 +423,15 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             keep(frame, FIRST_N, i32(begin + own_from * i32(TILE_N)))
             keep(frame, STOP_N, i32(begin + own_to * i32(TILE_N)))
             keep(frame, STOP, stop)
-            keep(frame, FULL_LOW, i32(max(length - i32(1) - window_left, sink_tokens)))
-            keep(frame, FULL_HIGH, i32(min(first_position + i32(1), stop)))
+            keep(frame, FULL_LOW, i32(max(i32(length - i32(1) - window_left), sink_tokens)))
+            keep(frame, FULL_HIGH, i32(min(i32(first_position + i32(1)), stop)))
+            for i in unroll(n_factors):
+                keep(frame, FIRST_FACTOR + i, FACTORS[i])
         cuda.syncthreads()
 
-        # Q first, else it would come after the first tiles of all CTAs; these come while it is prepared
         first_n = i32(begin + (own_from + warp) * i32(TILE_N))
         if whole:
-            find_pages(tables, paged, frame, table_width, page_size, first_n, stage, lane)
-        fetch_queries(
-            plain, mean, q, k_mean, paged, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len, thread
-        )
-        commit()
+            find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, first_n, stage, lane)
         load_next(
             load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
             page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, lane,
@@ -390,51 +440,51 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
             page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, lane,
         )  # fmt: skip
-        wait_but_two()
+        wait_but_two()  # Q is there, and is prepared while the tiles come
         cuda.syncthreads()
-        a = cuda.local.array((m_tiles, k_steps, 4), u32)
-        sfa = cuda.local.array((m_tiles, scale_words), u32)
+        b = cuda.local.array((q_tiles, k_steps, 2), u32)
+        sfb = cuda.local.array(q_tiles, u32)
         prepare_queries(plain, mean, shifts, own_q, thread)
         quantize_q(plain, own_q, thread)
         cuda.syncthreads()
-        load_q(a, sfa, own_q, lane)
+        load_q(b, sfb, own_q, lane)
 
         acc_o = cuda.local.array((c_tiles, q_tiles, 4), f32)
-        acc_s = cuda.local.array((m_tiles, n_tiles, 4), f32)
-        p = cuda.local.array((q_tiles, pv_steps, 2), u32)
-        row_max = cuda.local.array((m_tiles, 2), f32)
-        row_sum = cuda.local.array((m_tiles, 2), f32)
-        shifted = cuda.local.array((m_tiles, 2), f32)
+        acc_s = cuda.local.array((q_tiles, m_tiles, 4), f32)
+        p = cuda.local.array((q_tiles, m_tiles, 2), u32)
+        row_max = cuda.local.array((q_tiles, 2), f32)
+        row_sum = cuda.local.array((q_tiles, 2), f32)
+        shifted = cuda.local.array((q_tiles, 2), f32)
         for c in unroll(c_tiles):
             for i in unroll(q_tiles):
                 clear(acc_o[c, i])
-        for m in unroll(m_tiles):
-            for side in unroll(sides):
-                row_max[m, side] = f32(softmax.LOWEST)
-                row_sum[m, side] = f32(0)
-                shifted[m, side] = shift_of(shifts, u32(m), u32(side), lane) * f32(1 / k_unit)
+        for i in unroll(q_tiles):
+            for e in unroll(2):
+                row_max[i, e] = f32(softmax.LOWEST)
+                row_sum[i, e] = f32(0)
+                shifted[i, e] = shift_of(shifts, u32(i), u32(e), lane) * f32(1 / k_unit)
         scale = f32(1) if general else softmax_scale * f32(LOG2E * k_unit)
 
         while first_n < recall(frame, STOP_N):
             next_n = i32(first_n + i32(TILE_N * warps))
             if whole and (turn_of(frame, next_n) & u32(31)) == u32(0):
-                find_pages(tables, paged, frame, table_width, page_size, next_n, stage, lane)
+                find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, next_n, stage, lane)
             wait_but_newest()  # K is there
             cuda.syncwarp()
-            compute_scores(acc_s, a, sfa, own_q, stage, again(lane))
+            compute_scores(acc_s, b, sfb, own_q, stage, frame, again(lane))
             cuda.syncwarp()  # nobody reads K any more
             load_next(
                 load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
                 page_size, num_heads_kv, sink_tokens, recent_tokens, next_n, lane,
             )  # fmt: skip
             compute_weights(
-                acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, window_left, sink_tokens, shifted, scale,
+                acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, q_len, window_left, sink_tokens, shifted, scale,
                 softmax_scale * f32(k_unit), cap, lane,
             )  # fmt: skip
             wait_but_newest()  # V is there
             cuda.syncwarp()
             block = i32(first_n + i32(BLOCK) * i32(lane & i32(3)))
-            pv(acc_o, p, stage, block >= sink_tokens and block < recall(frame, STOP), again(lane))
+            add_values(acc_o, p, stage, frame, block >= sink_tokens and block < recall(frame, STOP), again(lane))
             cuda.syncwarp()
             load_next(
                 load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
@@ -457,8 +507,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 load_sixteen(stage, k_sinks, k_recent, ahead, frame, num_heads_kv, sink_tokens, recent_tokens, lane)
             commit()
             weigh_sixteen(
-                acc_o, row_max, row_sum, acc_s, p, tile, frame, group, window_left, shifts, scale, softmax_scale, cap, lane
-            )
+                acc_o, row_max, row_sum, acc_s, p, tile, frame, group, q_len, window_left, shifts, scale, softmax_scale,
+                cap, lane,
+            )  # fmt: skip
             wait_but_newest()
             cuda.syncwarp()
             pv_rows(acc_o, p, stage + u32(at_v), lane)
@@ -495,8 +546,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         if partial:  # the CTA that is done last merges the splits of these rows
             cuda.syncthreads()
             if thread == i32(0):
-                group_of_splits = i64(u32(cuda.blockIdx.x) // u32(num_splits))
-                before = take_ticket(tickets, group_of_splits, u32(num_splits - i32(1)))
+                before = take_ticket(tickets, i64(rows_of), u32(num_splits - i32(1)))
                 store_shared(plain, u32(1) if before == u32(num_splits - i32(1)) else u32(0))
             cuda.syncthreads()
             if load_shared(plain) != u32(0):

@@ -6,19 +6,33 @@ memory. In shared memory a row has the pitch of :mod:`tile_16bit`; rows that the
 
 from __future__ import annotations
 
-from nbfmha.kernels.out_columns import m_tiles_of, sides_of
 from nbfmha.kernels.paged_products import words_of_lane
 from nbfmha.kernels.tile_16bit import row_pitch
 
 Q_TILE = 8
 
 
-def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, widened: bool):
-    """Device functions of all threads, with a barrier between them for what the first one copies:
+def make_token_of():
+    """Device function ``(query, group, q_len) -> i32``: which query token a row is of."""
+    from numba import cuda
+    from numba.core import types
 
-    ``fetch(plain, mean, q: u32*, k_mean: f32*, has_mean, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len,
-    thread)``: 8 q_tiles rows of Q, from row ``first_row`` on, and km (zeros where there is none) to shared memory,
-    asynchronously.
+    u32, i32 = types.uint32, types.int32
+
+    @cuda.jit(device=True, forceinline=True)
+    def token_of(query, group, q_len):
+        return i32(0) if q_len == i32(1) else i32(u32(query) // u32(group))
+
+    return token_of
+
+
+def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, widened: bool):
+    """Device functions of all threads, with a barrier before the last one for what the others copy asynchronously:
+
+    ``fetch(plain, q: u32*, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread)``: 8 q_tiles rows of Q,
+    from row ``first_row`` on, to shared memory.
+
+    ``fetch_mean(mean, k_mean: f32*, has_mean, kv_head, num_heads_kv, slot, thread)``: km, or zeros where there is none.
 
     ``prepare(plain, mean, shifts, ordered, thread)``: q . km of each row to ``shifts``, f32; and where ``widened`` the rows
     as f16 in ``paged_products.channel_order`` to ``ordered``.
@@ -36,26 +50,34 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
     fma, bfly, bits_of, float_of, pack_f16 = (
         dev.fma_rn_f32, dev.shfl_sync_bfly_f32, dev.mov_b32_f32, dev.mov_f32_b32, dev.cvt_rn_f16x2_f32
     )  # fmt: skip
-    bf16 = dtype == "bfloat16"
+    bf16, token_of = dtype == "bfloat16", make_token_of()
     widen = dev.cvt_f32_bf16 if bf16 else dev.cvt_f32_f16
     chunks, pitch, words = head_dim // 8, row_pitch(head_dim), words_of_lane(head_dim, q_tiles)
     total, mean_chunks, halvings = Q_TILE * q_tiles * chunks, head_dim // 4, (head_dim // 8).bit_length() - 1
 
     @cuda.jit(device=True, forceinline=True)
-    def fetch(
-        plain, mean, q, k_mean, has_mean, batch, kv_head, num_heads_kv, slot, first_row, rows, group, q_len, thread
-    ):  # fmt: skip
+    def fetch_chunk(plain, q, head_at, heads, first_row, rows, group, q_len, index):
+        row, chunk = index // u32(chunks), index % u32(chunks)
+        query = i32(first_row + i32(row))
+        at = i64(0)
+        if query < rows:
+            token = token_of(query, group, q_len)
+            at = (head_at + i64(token) * i64(heads) + i64(i32(query - token * group))) * i64(2 * head_dim)
+            at += i64(chunk) * i64(16)
+        cp_async_16(plain + row * u32(pitch) + u32(16) * chunk, q, at, u32(16) if query < rows else u32(0))
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def fetch(plain, q, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread):
         heads = i32(num_heads_kv * group)
         head_at = i64(batch) * i64(q_len) * i64(heads) + i64(kv_head) * i64(group)
-        for index in range(u32(thread), u32(total), u32(threads)):
-            row, chunk = u32(index) // u32(chunks), u32(index) % u32(chunks)
-            query = i32(first_row + i32(row))
-            at = i64(0)
-            if query < rows:
-                token = i32(u32(query) // u32(group))
-                at = (head_at + i64(token) * i64(heads) + i64(i32(query - token * group))) * i64(2 * head_dim)
-                at += i64(chunk) * i64(16)
-            cp_async_16(plain + row * u32(pitch) + u32(16) * chunk, q, at, u32(16) if query < rows else u32(0))
+        for i in unroll(-(-total // threads)):
+            index = u32(u32(thread) + u32(threads * i))
+            if threads * (i + 1) <= total or index < u32(total):
+                fetch_chunk(plain, q, head_at, heads, first_row, rows, group, q_len, index)
+
+    @cuda.jit(device=True, forceinline=True)
+    def fetch_mean(mean, k_mean, has_mean, kv_head, num_heads_kv, slot, thread):
         if thread < i32(mean_chunks):
             if has_mean != i32(0):
                 at = (i64(slot) * i64(num_heads_kv) + i64(kv_head)) * i64(4 * head_dim) + i64(thread) * i64(16)
@@ -104,18 +126,21 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
                 store(ordered + at + u32(32 * (i // 2) + 16 * (i % 2)), raw[i])
 
     @cuda.jit(device=True, forceinline=True)
+    @unrolled
     def prepare(plain, mean, shifts, ordered, thread):
-        for index in range(u32(thread), u32(total), u32(threads)):  # whole warps: a row's lanes share its product
-            prepare_chunk(plain, mean, shifts, ordered, u32(index) // u32(chunks), u32(index) % u32(chunks))
+        for i in unroll(-(-total // threads)):
+            index = u32(u32(thread) + u32(threads * i))
+            if threads * (i + 1) <= total or index < u32(total):  # whole warps: a row's lanes share its product
+                prepare_chunk(plain, mean, shifts, ordered, index // u32(chunks), index % u32(chunks))
 
-    return fetch, prepare
+    return fetch, fetch_mean, prepare
 
 
 def make_quantize_queries(head_dim: int, dtype: str, q_tiles: int, threads: int):
     """Device functions ``quantize(plain, codes, scales, thread)``: the rows in shared memory to NVFP4, four_over_six, codes
     of head_dim / 2 bytes a row, then scales of head_dim / 16; and, once all threads have done so,
-    ``load(a: u32[m_tiles, k_steps, 4], sfa: u32[m_tiles, words], codes, scales, lane)``: the fragments of the block-scale
-    MMA, as :mod:`tile_blockscale` has them. One query tile stands in both halves of its m tile."""
+    ``load(b: u32[q_tiles, k_steps, 2], sfb: u32[q_tiles], codes, scales, lane)``: the B fragments of the block-scale MMA,
+    whose scales of k step t lane t of a quad supplies."""
     from numba import cuda
     from numba.core import types
 
@@ -123,15 +148,14 @@ def make_quantize_queries(head_dim: int, dtype: str, q_tiles: int, threads: int)
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, u16, u32, i32 = types.float32, types.uint16, types.uint32, types.int32
+    f32, u16, u32 = types.float32, types.uint16, types.uint32
     ffi, load, load_v4, store, store_v2 = (
         dev.ffi, dev.ld_shared_u32, dev.ld_shared_v4_u32, dev.st_shared_u32, dev.st_shared_v2_u32
     )  # fmt: skip
     shuffle = dev.shfl_sync_idx_b32
     widen = dev.cvt_f32_bf16 if dtype == "bfloat16" else dev.cvt_f32_f16
     quantize_block = make_quantize_block(dtype, "nvfp4", "four_over_six", False)
-    blocks, pitch, k_steps = head_dim // 16, row_pitch(head_dim), head_dim // 64
-    m_tiles, sides, total = m_tiles_of(q_tiles), sides_of(q_tiles), Q_TILE * q_tiles * blocks
+    blocks, pitch, k_steps, total = head_dim // 16, row_pitch(head_dim), head_dim // 64, Q_TILE * q_tiles * head_dim // 16
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -156,25 +180,24 @@ def make_quantize_queries(head_dim: int, dtype: str, q_tiles: int, threads: int)
             store(scales + row * u32(blocks) + block, word)
 
     @cuda.jit(device=True, forceinline=True)
+    @unrolled
     def quantize(plain, codes, scales, thread):
-        for index in range(u32(thread), u32(total), u32(threads)):
-            quantize_one(plain, codes, scales, u32(index))
+        for i in unroll(-(-total // threads)):
+            index = u32(u32(thread) + u32(threads * i))
+            if threads * (i + 1) <= total or index < u32(total):
+                quantize_one(plain, codes, scales, index)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def load_fragments(a, sfa, codes, scales, lane):
+    def load_fragments(b, sfb, codes, scales, lane):
         group_id, q = u32(lane >> 2), u32(lane & 3)
-        for m in unroll(m_tiles):
+        for i in unroll(q_tiles):
+            row = group_id + u32(Q_TILE * i)
             for k_step in unroll(k_steps):
-                for r in unroll(4):
-                    row = group_id + u32(16 * m + 8 * (r & (sides - 1)))
-                    a[m, k_step, r] = load(codes + row * u32(head_dim // 2) + u32(32 * k_step + 16 * (r >> 1)) + u32(4) * q)
-            # lanes 0, 1 of a quad supply the scales of rows g, g + 8 of an even k step, lanes 2, 3 those of the odd one
-            row = group_id + u32(16 * m) + u32(8) * (q & u32(sides - 1))
-            for pair in unroll((k_steps + 1) // 2):
-                step = i32(2 * pair) + i32(q >> u32(1))
-                sfa[m, pair] = u32(0)
-                if step < i32(k_steps):
-                    sfa[m, pair] = load(scales + row * u32(blocks) + u32(4) * u32(step))
+                for r in unroll(2):
+                    b[i, k_step, r] = load(codes + row * u32(head_dim // 2) + u32(32 * k_step + 16 * r) + u32(4) * q)
+            sfb[i] = u32(0)
+            if q < u32(k_steps):
+                sfb[i] = load(scales + row * u32(blocks) + u32(4) * q)
 
     return quantize, load_fragments

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from nbfmha.kernels.decode_query import Q_TILE
 from nbfmha.kernels.out_columns import result_pitch
-from nbfmha.kernels.paged_products import words_of_lane
+from nbfmha.kernels.paged_products import FACTORS, words_of_lane
 from nbfmha.kernels.tile_16bit import row_pitch
 from nbfmha.kernels.tile_paged import PagedStage
 from nbfmha.kernels.tile_sixteen import TOKENS as SIXTEEN
@@ -21,7 +21,7 @@ RESIDENT_WARPS = {
 }  # fmt: skip
 """Warps whose registers an SM holds at once, by head_dim and query tiles: 16 have 128 registers a thread, 12 168, 8 255."""
 CTA_WARPS = (4, 8, 16)
-FRAME = 14
+FRAME = 14 + len(FACTORS)
 """Words of what a CTA seldom needs; registers are scarce."""
 
 
@@ -139,6 +139,11 @@ class Splits:
     warps: int
 
 
+#: Microseconds, fitted to bench decode on an H200: a tile of each warp of an SM takes the first, and the second for every
+#: warp there; a CTA's beginning and end; a merge of splits, and each of them.
+_ROUND_US, _WARP_US, _ENDS_US, _MERGE_US, _SPLIT_US = 1.0, 0.22, 5.0, 1.0, 0.06
+
+
 def choose_splits(
     layout: Layout,
     problem: Problem,
@@ -149,10 +154,10 @@ def choose_splits(
     target: Target,
     multiprocessors: int,
 ) -> Splits:
-    """Splits and warps for sequences of up to ``max_length`` tokens: those that fill the GPU, in whole waves of CTAs, about
-    as well as any, and of these the fewest splits, which have to be merged; CTAs of few warps where nothing fills it. A
-    split has two tiles a warp at least. ``num_splits``: as many, if it is given. Every sequence is divided by its own
-    length, so that a ``max_length`` far above it costs splits without tokens, no more."""
+    """Splits and warps a CTA for sequences of up to ``max_length`` tokens: those that a plain model of the time likes best,
+    in which CTAs come in waves, and the warps of an SM take a tile each in turn. A split has two tiles a warp at least.
+    ``num_splits``: as many, if it is given. Every sequence is divided by its own length, so that a ``max_length`` far
+    above it costs splits without tokens, no more."""
     head_dim, rows = layout.head_dim, problem.seqlen_q * problem.qhead_per_kvhead
     q_tiles = q_tiles_of(head_dim, rows)
     ctas = problem.batch * problem.num_heads_kv * row_tiles_of(head_dim, rows)
@@ -164,19 +169,19 @@ def choose_splits(
     if num_splits is not None or not ctas:
         return Splits(ctas, num_splits or 1, 1, min(CTA_WARPS))
     memory, limit = Memory(implementation, head_dim, q_tiles), shared_limit(target.name)
-    found = []  # (fullness, splits, warps)
+    found = []  # (microseconds, splits, warps)
     for warps in CTA_WARPS:
-        resident, own = RESIDENT_WARPS[head_dim, q_tiles] // warps, memory.bytes(warps)
+        own = memory.bytes(warps)
+        # the driver keeps 1 KiB of each CTA's shared memory
+        resident = min(RESIDENT_WARPS[head_dim, q_tiles] // warps, (limit + 1024) // (own + 1024))
         if own > limit or not resident:
             continue
-        # the driver keeps 1 KiB of each CTA's shared memory
-        slots = multiprocessors * min(resident, (limit + 1024) // (own + 1024))
-        for splits in range(1, max(1, min(work // (2 * warps), -(-2 * slots // ctas))) + 1):
-            waves = -(-ctas * splits // slots)
-            found.append((ctas * splits / (waves * slots), splits, warps))
-    most = max(fullness for fullness, _, _ in found)
-    if most < 0.8:  # nothing fills it: CTAs of few warps reach more multiprocessors
-        found = [plan for plan in found if plan[2] == found[0][2]]
-        most = max(fullness for fullness, _, _ in found)
-    splits, warps = min((splits, warps) for fullness, splits, warps in found if fullness >= 0.95 * most)
+        slots = multiprocessors * resident
+        for splits in range(1, max(1, min(-(-work // (2 * warps)), -(-2 * slots // ctas))) + 1):
+            launched = ctas * splits
+            rounds = -(-max(2 * warps, -(-work // splits)) // warps) if splits > 1 else -(-work // warps)
+            warps_there = warps * min(resident, -(-launched // multiprocessors))
+            time = -(-launched // slots) * (rounds * (_ROUND_US + _WARP_US * warps_there) + _ENDS_US)
+            found.append((time + (_MERGE_US + _SPLIT_US * splits if splits > 1 else 0.0), splits, warps))
+    _, splits, warps = min(found)
     return Splits(ctas, splits, 2 * warps, warps)

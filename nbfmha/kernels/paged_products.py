@@ -1,27 +1,28 @@
 """Both products of a warp with a tile of 64 tokens of an NVFP4 KV cache that :mod:`tile_paged` has brought.
 
-Scores: K's n tile t has in column c the token ``16 (c >> 1) + 4 (c & 1) + 8 (t >> 2) + (t & 3)``. Lane q of a quad then
-has, over the eight n tiles, the scores of one block of 16 tokens, and they are the B fragments of four k steps of
-O^T = V^T P^T as they stand (:mod:`out_columns`), if V's codes are widened as below: no shuffle moves P, and any order of
-K's rows is a matter of addresses.
+Scores: S^T = K Q^T; m tile m has in row g + 8 h the token ``16 (g >> 1) + 4 (g & 1) + 8 (m >> 1) + 2 (m & 1) + h``. Once
+its rows are columns (:mod:`out_columns`), lane q of a quad has the weights of one block of 16 tokens, and they are the B
+fragments of four k steps of O^T = V^T P^T as they stand, if V's codes are widened as below: any order of K's rows is a
+matter of addresses.
 
-Widening: exponent and mantissa of E2M1 at f16's bit 9, the sign at its bit 15, mean value * 2^-14, denormals included, and
-lie in f16's upper byte alone. So four codes at a time become such bytes, of the even and of the odd nibbles of a word, and
-a byte permutation or a mask makes two of them a register: codes (i, i + 4), i = 0..3. The product with a UE4M3 scale is a
-multiple of 2^-24 with at most 6 significant bits: exact in f16, 2^14 times too small (``UNIT``; the caller's factor).
-Pairs (i, i + 4) permute channels in Q K^T, where Q has the same order (``channel_order``), and tokens in P V, where K's
-rows have it.
+Widening: exponent and mantissa of E2M1 at f16's bit 9, the sign at its bit 15, mean value * 2^-14, denormals included. A
+product brings four codes of a word, two apart, to bits 12..9 of the halves; 7 * 2^12 added to it carries the sign to bit
+15 or fills bits 14..12, which a mask clears with all that lies below bit 9: codes (i, i + 4), i = 0..3. The product with
+a UE4M3 scale is a multiple of 2^-24 with at most 6 significant bits: exact in f16, 2^14 times too small (``UNIT``; the
+caller's factor). Pairs (i, i + 4) permute channels in Q K^T, where Q has the same order (``channel_order``), and tokens in
+P V, where K's rows have it.
 
-Instructions of a thread for 8 codes: 3 shifts, 4 LOP3, 4 to spread the bytes, 4 HMUL2: 1.9 an element. An ``mma`` is 0.25
-an element in Q K^T, 0.125 for each query tile in P V. Bytes: 4.5 bits an element; at 3 TB/s 132 SMs of 1.7 GHz get 23
-elements a clock and SM, which leaves 5.5 instructions for each.
+Instructions of a thread for 8 codes: 5 LOP3 and 2 shifts with their additions on the ALU, 2 IMAD and a subtraction, 4
+HMUL2: 1.75 an element. Two factors come from memory, for of a known power of two ptxas makes a shift, and the ALU, which
+takes two clocks an instruction, would be the bound. An ``mma`` is 0.125 an element in either product for each query
+tile. Bytes: 4.5 bits an element; at 4.5 TB/s 132 SMs of 1.8 GHz get 34 elements a clock and SM, which leaves 3.8
+instructions for each.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from nbfmha.kernels.out_columns import m_tiles_of
 from nbfmha.kernels.tile_paged import PagedStage, make_swizzle
 from nbfmha.recipe import TILE_N
 
@@ -30,8 +31,8 @@ UNIT = 2.0**14
 
 
 def words_of_lane(head_dim: int, q_tiles: int) -> int:
-    """Neighbouring words of a row of K that a lane widens at once. Four make one access; their Q fragments take 32
-    registers of each m tile, for which two m tiles have no room."""
+    """Neighbouring words of a row of K that a lane widens at once. Four make one access; their Q fragments take 16
+    registers a query tile, for which four query tiles have no room."""
     return 4 if head_dim >= 128 and q_tiles <= 2 else 2
 
 
@@ -44,37 +45,36 @@ def channel_order(head_dim: int, words: int) -> np.ndarray:
     return slab * 32 * words + k % 8 // 2 * 8 * words + 8 * word + 2 * step + k // 8 + 4 * (k % 2)
 
 
+FACTORS = (1 << 9, 1 << 5)
+"""What brings code 0, of the even ones, and code 1, of the odd ones, to bits 12..9 of a half."""
+
+
 def _make_widen_word():
-    """Device function ``(word, scale: f16x2, b: u32[4])``: eight codes times their scale, 2^14 times too small: registers
-    (i, i + 4)."""
+    """Device function ``(word, scale, factors: u32[2], b: u32[4])``: eight codes times their scale, f16x2, 2^14 times too
+    small: registers (i, i + 4). factors: ``FACTORS``."""
     from numba import cuda
     from numba.core import types
 
     from ptx_inline import device as dev
 
-    u32, mul_f16x2, prmt = types.uint32, dev.mul_rn_f16x2, dev.prmt_b32
+    u32, mul_f16x2, mad, unknown = types.uint32, dev.mul_rn_f16x2, dev.mad_lo_u32, dev.unknown_u32
+    carry, keep = 0x70007000, 0x8E008E00
 
     @cuda.jit(device=True, forceinline=True)
-    def widen_word(word, scale, b):
-        even = ((word << u32(4)) & u32(0x80808080)) | ((word << u32(1)) & u32(0x0E0E0E0E))
-        odd = (word & u32(0x80808080)) | ((word >> u32(3)) & u32(0x0E0E0E0E))
-        # bytes 0 and 2 to where bytes 1 and 3 are
-        b[0] = mul_f16x2(prmt(even, u32(0), u32(0x2404)), scale)
-        b[1] = mul_f16x2(prmt(odd, u32(0), u32(0x2404)), scale)
-        b[2] = mul_f16x2(even & u32(0xFF00FF00), scale)
-        b[3] = mul_f16x2(odd & u32(0xFF00FF00), scale)
+    def widen_word(word, scale, factors, b):
+        even = unknown(word & u32(0x0F0F0F0F))  # else LLVM masks once more after each product
+        odd = u32(word - even)
+        b[0] = mul_f16x2(mad(even, factors[0], u32(carry)) & u32(keep), scale)
+        b[1] = mul_f16x2(mad(odd, factors[1], u32(carry)) & u32(keep), scale)
+        b[2] = mul_f16x2(mad(even, u32(2), u32(carry)) & u32(keep), scale)
+        b[3] = mul_f16x2(u32((odd >> u32(3)) + u32(carry)) & u32(keep), scale)
 
     return widen_word
 
 
 def make_qk_widened(stage: PagedStage, q_tiles: int):
-    """Device function ``(acc_s: f32[m_tiles, 8, 4], q_smem, stage, lane)``: adds the scores, ``UNIT`` times too small. Q:
-    rows of f16 in ``channel_order``, at the pitch of :mod:`tile_16bit`.
-
-    One query tile alone needs half of an A fragment: the other half is the next k step's. Two k steps then have one
-    fragment and an accumulator each, the first with its scores in the upper half, the second in the lower; the other halves
-    are products of one step's Q with the other's K, and forgotten. That halves the registers that Q takes.
-    """
+    """Device function ``(acc_s: f32[q_tiles, 4, 4], q_smem, stage, factors, lane)``: adds the scores, ``UNIT`` times too
+    small. Q: rows of f16 in ``channel_order``, at the pitch of :mod:`tile_16bit`. factors: ``FACTORS``."""
     from numba import cuda
     from numba.core import types
 
@@ -83,117 +83,95 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
     from ptx_inline.unroll import unroll, unrolled
 
     u32 = types.uint32
-    f32 = types.float32
     ffi, ldmatrix_x4, load, prmt = dev.ffi, dev.ldmatrix_x4, dev.ld_shared_u32, dev.prmt_b32
+    low_twice, high_twice = dev.mov_b32_low_twice, dev.mov_b32_high_twice
     f16x2_e4m3x2, load_words = dev.cvt_rn_f16x2_e4m3x2, dev.ld_shared_v4_u32 if stage.words == 4 else dev.ld_shared_v2_u32
-    mma, widen_word, m_tiles, paired = dev.mma_m16n8k16_f16, _make_widen_word(), m_tiles_of(q_tiles), q_tiles == 1
+    mma, widen_word = dev.mma_m16n8k16_f16, _make_widen_word()
     head_dim, words, chunks, swizzle = stage.head_dim, stage.words, stage.chunks, make_swizzle(stage)
     at_sfk, sfk_block, q_pitch = stage.sfk, stage.sfk_block, row_pitch(stage.head_dim)
     slabs, sfk_pitch, two_scales = head_dim // (32 * words), head_dim // 16, words == 4
-    fragments = words if paired else 2 * words  # of Q a slab, each m tile
-    fragment_bytes = 64 if paired else 32
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def load_q(a, q_at):
-        for m in unroll(m_tiles):
-            for i in unroll(fragments):
-                ldmatrix_x4(ffi.from_buffer(a[m, i]), q_at + u32(16 * q_pitch * m + fragment_bytes * i))
-
-    # Numba types every branch, so each form is its functions
-    if paired:
-
-        @cuda.jit(device=True, forceinline=True)
-        @unrolled
-        def begin_tile(acc, acc_s, t):
-            for r in unroll(2):
-                acc[0, r], acc[0, r + 2] = acc_s[0, t, r], f32(0)
-                acc[1, r], acc[1, r + 2] = f32(0), f32(0)
-
-        @cuda.jit(device=True, forceinline=True)
-        @unrolled
-        def end_tile(acc, acc_s, t):
-            for r in unroll(2):
-                acc_s[0, t, r] = acc[0, r] + acc[1, r + 2]
-
-        @cuda.jit(device=True, forceinline=True)
-        def add_step(acc, acc_s, a, t, w, step, b):
-            c = ffi.from_buffer(acc[step])
-            mma(c, ffi.from_buffer(a[0, w]), ffi.from_buffer(b), c)
-
-    else:
-
-        @cuda.jit(device=True, forceinline=True)
-        def begin_tile(acc, acc_s, t):
-            pass
-
-        @cuda.jit(device=True, forceinline=True)
-        def end_tile(acc, acc_s, t):
-            pass
-
-        @cuda.jit(device=True, forceinline=True)
-        @unrolled
-        def add_step(acc, acc_s, a, t, w, step, b):
-            for m in unroll(m_tiles):
-                c = ffi.from_buffer(acc_s[m, t])
-                mma(c, ffi.from_buffer(a[m, u32(2) * w + step]), ffi.from_buffer(b), c)
+    def load_q(b, q_at):
+        for i in unroll(q_tiles):
+            for w in unroll(words):
+                ldmatrix_x4(ffi.from_buffer(b[i, w]), q_at + u32(8 * q_pitch * i + 64 * w))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def multiply(acc, acc_s, a, t, w, word, scale):
-        b = cuda.local.array(4, u32)
-        widen_word(word, scale, b)
+    def multiply(acc_s, b, m, w, low, low_scale, high, high_scale, factors):
+        """Rows g (``low``) and g + 8 of m tile m, k steps 2 w and 2 w + 1."""
+        a = cuda.local.array(4, u32)
+        rows = cuda.local.array((2, 4), u32)
+        widen_word(low, low_scale, factors, rows[0])
+        widen_word(high, high_scale, factors, rows[1])
         for step in unroll(2):
-            add_step(acc, acc_s, a, t, w, u32(step), b[2 * step :])
+            for r in unroll(4):
+                a[r] = rows[r % 2, 2 * step + r // 2]
+            for i in unroll(q_tiles):
+                c = ffi.from_buffer(acc_s[i, m])
+                mma(c, ffi.from_buffer(a), ffi.from_buffer(b[i, w, 2 * step :]), c)
+
+    @cuda.jit(device=True, forceinline=True)
+    def scale_of(scales, w):
+        """f16x2, that of word w twice; one scale alone stands in both halves."""
+        if two_scales:
+            return low_twice(scales) if w < u32(2) else high_twice(scales)
+        return scales
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def slab_of_tile(acc_s, a, t, k_at, sfk_at, lane):
-        codes = cuda.local.array(words, u32)
-        acc = cuda.local.array((2, 4), f32)
-        load_words(ffi.from_buffer(codes), k_at)
-        begin_tile(acc, acc_s, t)
+    def slab_of_tile(acc_s, b, m, k_at, next_k_at, sfk_at, factors, lane):
+        codes = cuda.local.array((2, words), u32)
+        scales = cuda.local.array(2, u32)
+        load_words(ffi.from_buffer(codes[0]), k_at)
+        load_words(ffi.from_buffer(codes[1]), next_k_at)
         # scales of the lane's 32 channels, one of each half of a register; or of its 16, in both halves
         q = u32(lane & 3)
         selector = u32(0x4410) + u32(0x0022) * (q & u32(1)) if two_scales else u32(0x4400) + u32(0x0011) * q
-        scales = f16x2_e4m3x2(prmt(load(sfk_at), u32(0), selector))
+        for half in unroll(2):
+            scales[half] = f16x2_e4m3x2(prmt(load(sfk_at + u32(sfk_pitch * half)), u32(0), selector))
         for w in unroll(words):
-            scale = prmt(scales, scales, u32(0x1010 if w < 2 else 0x3232)) if two_scales else scales
-            multiply(acc, acc_s, a, t, u32(w), codes[w], scale)
-        end_tile(acc, acc_s, t)
+            multiply(
+                acc_s, b, m, u32(w), codes[0, w], scale_of(scales[0], u32(w)), codes[1, w], scale_of(scales[1], u32(w)),
+                factors,
+            )  # fmt: skip
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def qk(acc_s, q_smem, stage, lane):
-        a = cuda.local.array((m_tiles, fragments, 4), u32)
-        column, q = u32(lane >> 2), u32(lane & 3)
-        block, row = column >> u32(1), u32(4) * (column & u32(1))
+    def qk(acc_s, q_smem, stage, factors, lane):
+        b = cuda.local.array((q_tiles, words, 4), u32)
+        group_id, q = u32(lane >> 2), u32(lane & 3)
+        block, row = group_id >> u32(1), u32(4) * (group_id & u32(1))
         own_row = u32(16) * block + row
-        if paired:  # eight lanes address the rows of one matrix: low k of both steps, then high k
-            q_at = q_smem + u32(lane & 7) * u32(q_pitch) + u32((lane >> 3) & 1) * u32(32) + u32(lane >> 4) * u32(16)
-        else:
-            q_at = q_smem + u32(lane & 15) * u32(q_pitch) + u32(lane >> 4) * u32(16)
+        # eight lanes address the rows of one matrix: both halves of two k steps
+        q_at = q_smem + u32(lane & 7) * u32(q_pitch) + u32(lane >> 3) * u32(16)
         # the lane's bytes of a row, q times 4 words: a chunk's number among eight is exclusive-ored, the rest added
         k_at, own_bytes = stage + own_row * u32(16 * chunks), q * u32(4 * words)
-        own_chunk = (own_bytes & u32(0x70)) ^ (u32(16) * swizzle(column))
+        own_chunk = (own_bytes & u32(0x70)) ^ (u32(16) * swizzle(group_id))
         k_at += own_bytes & u32(15)
         sfk_at = stage + u32(at_sfk) + block * u32(sfk_block) + row * u32(sfk_pitch)
         if two_scales:
             sfk_at += (q >> u32(1)) * u32(4)
         for slab in unroll(slabs):
-            load_q(a, q_at + u32(64 * words * slab))
-            for t in unroll(TILE_N // 8):
-                rows = 8 * (t >> 2) + (t & 3)
-                at = sfk_at + u32(rows * sfk_pitch + 2 * words * slab)
-                chunk = 16 * (chunks * rows + words * slab)
-                slab_of_tile(acc_s, a, u32(t), k_at + u32(chunk & ~0x7F) + (own_chunk ^ u32(chunk & 0x7F)), at, lane)
+            load_q(b, q_at + u32(64 * words * slab))
+            for m in unroll(TILE_N // 16):
+                rows = 8 * (m >> 1) + 2 * (m & 1)
+                chunk, after = 16 * (chunks * rows + words * slab), 16 * (chunks * (rows + 1) + words * slab)
+                slab_of_tile(
+                    acc_s, b, u32(m),
+                    k_at + u32(chunk & ~0x7F) + (own_chunk ^ u32(chunk & 0x7F)),
+                    k_at + u32(after & ~0x7F) + (own_chunk ^ u32(after & 0x7F)),
+                    sfk_at + u32(rows * sfk_pitch + 2 * words * slab), factors, lane,
+                )  # fmt: skip
 
     return qk
 
 
 def make_qk_codes(stage: PagedStage, q_tiles: int):
-    """Device function ``(acc_s: f32[m_tiles, 8, 4], a: u32[m_tiles, k_steps, 4], sfa: u32[m_tiles, words], stage, lane)``:
-    adds the scores by the block-scale MMA. ``sfa`` as in :mod:`tile_blockscale`."""
+    """Device function ``(acc_s: f32[q_tiles, 4, 4], b: u32[q_tiles, k_steps, 2], sfb: u32[q_tiles], stage, lane)``: adds
+    the scores by the block-scale MMA; Q as ``decode_query`` loads it."""
     from numba import cuda
     from numba.core import types
 
@@ -203,43 +181,41 @@ def make_qk_codes(stage: PagedStage, q_tiles: int):
 
     u32 = types.uint32
     ffi, ldmatrix_x4, load = dev.ffi, dev.ldmatrix_x4, dev.ld_shared_u32
-    mma, m_tiles = make_mma("blockscale"), m_tiles_of(q_tiles)
-    k_steps, chunks, swizzle = stage.head_dim // 64, stage.chunks, make_swizzle(stage)
+    mma, k_steps, chunks, swizzle = make_mma("blockscale"), stage.head_dim // 64, stage.chunks, make_swizzle(stage)
     at_sfk, sfk_block, sfk_pitch = stage.sfk, stage.sfk_block, stage.head_dim // 16
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def qk(acc_s, a, sfa, stage, lane):
-        b = cuda.local.array(4, u32)
-        sfb = cuda.local.array(2, u32)
-        # eight lanes address the rows of one matrix: two matrices an n tile
-        column = u32(lane & 7)
-        k_at = stage + (u32(16) * (column >> u32(1)) + u32(4) * (column & u32(1))) * u32(16 * chunks)
-        own_chunk = u32(lane >> 4) * u32(chunks) + u32((lane >> 3) & 1)
+    def qk(acc_s, b, sfb, stage, lane):
+        a = cuda.local.array(4, u32)
+        sfa = cuda.local.array(2, u32)
+        # eight lanes address the rows of one matrix: rows g, rows g + 8, which are the next ones here, then high k
+        group_id = u32(lane & 7)
+        k_at = stage + (u32(16) * (group_id >> u32(1)) + u32(4) * (group_id & u32(1))) * u32(16 * chunks)
+        own_chunk = u32((lane >> 3) & 1) * u32(chunks) + u32(lane >> 4)
         k_at += u32(16) * (own_chunk & u32(8))
-        own_chunk = u32(16) * ((own_chunk & u32(7)) ^ swizzle(column))
-        # lane q of a quad supplies the scales of n tiles q and q + 4
-        column = u32(lane >> 2)
-        sfk_at = stage + u32(at_sfk) + (column >> u32(1)) * u32(sfk_block)
-        sfk_at += (u32(4) * (column & u32(1)) + u32(lane & 3)) * u32(sfk_pitch)
+        own_chunk = u32(16) * ((own_chunk & u32(7)) ^ swizzle(group_id))
+        # lane q of a quad supplies the scales of half q & 1 of m tiles q >> 1 and 2 + (q >> 1)
+        group_id = u32(lane >> 2)
+        sfk_at = stage + u32(at_sfk) + (group_id >> u32(1)) * u32(sfk_block)
+        sfk_at += (u32(4) * (group_id & u32(1)) + u32(lane & 3)) * u32(sfk_pitch)
         for k_step in unroll(k_steps):
             for j in unroll(2):
-                sfb[j] = load(sfk_at + u32(8 * sfk_pitch * j + 4 * k_step))
-            for pair in unroll(TILE_N // 16):
-                chunk = 16 * (chunks * (8 * (pair >> 1) + 2 * (pair & 1)) + 2 * k_step)
-                ldmatrix_x4(ffi.from_buffer(b), k_at + u32(chunk & ~0x7F) + (own_chunk ^ u32(chunk & 0x7F)))
-                for side in unroll(2):
-                    t = 2 * pair + side
-                    for m in unroll(m_tiles):
-                        mma(acc_s[m, t], a[m, k_step], b[2 * side :], sfa[m, k_step // 2], sfb[t // 4], k_step % 2, t % 4)
+                sfa[j] = load(sfk_at + u32(8 * sfk_pitch * j + 4 * k_step))
+            for m in unroll(TILE_N // 16):
+                chunk = 16 * (chunks * (8 * (m >> 1) + 2 * (m & 1)) + 2 * k_step)
+                ldmatrix_x4(ffi.from_buffer(a), k_at + u32(chunk & ~0x7F) + (own_chunk ^ u32(chunk & 0x7F)))
+                for i in unroll(q_tiles):
+                    mma(acc_s[i, m], a, b[i, k_step], sfa[m // 2], sfb[i], m % 2, k_step)
 
     return qk
 
 
 def make_pv(stage: PagedStage, q_tiles: int):
-    """Device function ``(acc_o: f32[head_dim / 16, q_tiles, 4], p: u32[q_tiles, 4, 2], stage, valid, lane)``: adds P in
-    f16, as ``out_columns.make_pack_columns`` leaves it, times V, ``UNIT`` times too small. valid: whether the lane's block
-    of 16 tokens, block q of the tile, is to be read; V of another counts as zero, whatever its scales are."""
+    """Device function ``(acc_o: f32[head_dim / 16, q_tiles, 4], p: u32[q_tiles, 4, 2], stage, factors, valid, lane)``: adds
+    P in f16, as ``out_columns.make_pack_columns`` leaves it, times V, ``UNIT`` times too small. valid: whether the lane's
+    block of 16 tokens, block q of the tile, is to be read; V of another counts as zero, whatever its scales are. factors:
+    ``FACTORS``."""
     from numba import cuda
     from numba.core import types
 
@@ -248,17 +224,18 @@ def make_pv(stage: PagedStage, q_tiles: int):
 
     u32 = types.uint32
     ffi, load_v2, load_v4, prmt = dev.ffi, dev.ld_shared_v2_u32, dev.ld_shared_v4_u32, dev.prmt_b32
+    low_twice, high_twice = dev.mov_b32_low_twice, dev.mov_b32_high_twice
     f16x2_e4m3x2, mma, widen_word = dev.cvt_rn_f16x2_e4m3x2, dev.mma_m16n8k16_f16, _make_widen_word()
     at_v, at_sfv, head_dim = stage.v, stage.sfv, stage.head_dim
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def multiply(acc, p, w, low, low_scale, high, high_scale):
+    def multiply(acc, p, w, low, low_scale, high, high_scale, factors):
         """Channels g (``low``) and g + 8 of the quad's 16, tokens of k steps 2 w and 2 w + 1."""
         a = cuda.local.array(4, u32)
         b = cuda.local.array((2, 4), u32)
-        widen_word(low, low_scale, b[0])
-        widen_word(high, high_scale, b[1])
+        widen_word(low, low_scale, factors, b[0])
+        widen_word(high, high_scale, factors, b[1])
         for step in unroll(2):
             for r in unroll(4):
                 a[r] = b[r % 2, 2 * step + r // 2]
@@ -268,7 +245,7 @@ def make_pv(stage: PagedStage, q_tiles: int):
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def pv(acc_o, p, stage, valid, lane):
+    def pv(acc_o, p, stage, factors, valid, lane):
         codes = cuda.local.array((2, 2), u32)
         words = cuda.local.array(4, u32)
         q = u32(lane & 3)
@@ -282,8 +259,8 @@ def make_pv(stage: PagedStage, q_tiles: int):
             for half in unroll(2):
                 load_v2(ffi.from_buffer(codes[half]), v_at + u32(512 * c + 256 * half))
             scales = f16x2_e4m3x2(prmt(words[2 * (c % 2)], words[2 * (c % 2) + 1], selector) & keep)
-            low, high = prmt(scales, scales, u32(0x1010)), prmt(scales, scales, u32(0x3232))
+            low, high = low_twice(scales), high_twice(scales)
             for w in unroll(2):
-                multiply(acc_o[c], p, u32(w), codes[0, w], low, codes[1, w], high)
+                multiply(acc_o[c], p, u32(w), codes[0, w], low, codes[1, w], high, factors)
 
     return pv

@@ -14,11 +14,10 @@ LOWEST = -1e30
 TOKENS = {
     "rows": (lambda t, e: 8 * t + e, 2),
     "stored": (lambda t, e: 32 * (t >> 2) + 2 * (t & 3) + e, 8),
-    "widened": (lambda t, e: 8 * (t >> 2) + (t & 3) + 4 * e, 16),
 }
 """Which token of the tile a lane has in n tile t, column e of its two: (constant(t, e), times thread_in_group).
 
-"rows": keys in their own order. "stored": ``operands.stored_order``. "widened": as ``paged_products`` takes K's rows.
+"rows": keys in their own order. "stored": ``operands.stored_order``.
 """
 
 
@@ -39,14 +38,14 @@ def make_quad_max():
     return quad_max
 
 
-def places(tokens: str, n_tiles: int = N_TILES) -> tuple[tuple[int, ...], ...]:
+def places(tokens: str) -> tuple[tuple[int, ...], ...]:
     """The constants of an entry of ``TOKENS``: [n tile][column of the lane's two]."""
     constant, _ = TOKENS[tokens]
-    return tuple(tuple(constant(t, e) for e in range(2)) for t in range(n_tiles))
+    return tuple(tuple(constant(t, e) for e in range(2)) for t in range(N_TILES))
 
 
-def _make_mask_row(tokens: str, n_tiles: int = N_TILES):
-    """Device function ``(acc_s: f32[n_tiles, 4], r, low, high)``: scores r, r + 1 of each n tile become -inf but for the
+def _make_mask_row(tokens: str):
+    """Device function ``(acc_s: f32[8, 4], r, low, high)``: scores r, r + 1 of each n tile become -inf but for the
     tokens [low, high), counted from the lane's first."""
     import numpy as np
     from numba import cuda
@@ -55,14 +54,14 @@ def _make_mask_row(tokens: str, n_tiles: int = N_TILES):
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32 = types.float32, types.uint32, types.int32
-    place = places(tokens, n_tiles)
+    place = places(tokens)
 
     # a function of its own: Numba's time to compile one grows with the square of its statements
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def mask_row(acc_s, r, low, high):
         width = u32(max(i32(high - low), i32(0)))
-        for t in unroll(n_tiles):
+        for t in unroll(N_TILES):
             for e in unroll(2):
                 if u32(i32(place[t][e]) - low) >= width:  # below low, too: it wraps around
                     acc_s[t, r + u32(e)] = f32(-np.inf)
@@ -99,30 +98,6 @@ def make_mask(tokens: str):
     return mask
 
 
-def make_mask_ranges(tokens: str, sides: int, n_tiles: int):
-    """Device function ``(acc_s: f32[n_tiles, 4], low: i32[2], high: i32[2], first_n, thread_in_group)``: scores of the tile
-    from key ``first_n`` on become -inf but for the keys [low, high) of each of the lane's first ``sides`` rows."""
-    from numba import cuda
-    from numba.core import types
-
-    from ptx_inline import device as dev
-    from ptx_inline.unroll import unroll, unrolled
-
-    u32, i32 = types.uint32, types.int32
-    keep_branch = dev.keep_branch
-    lane_tokens, mask_row = TOKENS[tokens][1], _make_mask_row(tokens, n_tiles)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def mask_ranges(acc_s, low, high, first_n, thread_in_group):
-        keep_branch()
-        own = i32(first_n + i32(lane_tokens) * thread_in_group)
-        for side in unroll(sides):
-            mask_row(acc_s, u32(2 * side), i32(low[side] - own), i32(high[side] - own))
-
-    return mask_ranges
-
-
 def _make_rescale(o_tiles: int):
     """Device function ``(acc_o: f32[o_tiles, 4], factor: f32[2])``: a row's maximum grows in few tiles, so that most of the
     time a vote is all there is to do."""
@@ -150,12 +125,11 @@ def _make_rescale(o_tiles: int):
     return rescale_all
 
 
-def make_weights(sides: int, n_tiles: int, bias: float):
-    """Device function ``(acc_s, row_max, row_sum, factor: f32[2], scale)``: scores to P, and 2^(old row_max - new) to
-    ``factor``, for the first ``sides`` of the lane's rows; what was summed up before is yet to be multiplied with it.
+def make_step(o_tiles: int, bias: float):
+    """Device function ``(acc_s, acc_o, row_max, row_sum, scale)``: scores to P, the rest rescaled.
 
-    acc_s  f32[n_tiles, 4], scores; afterwards P = 2^(scale * score - row_max + bias)
-    row_max f32[2], first LOWEST; row_sum f32[2]: of this lane
+    acc_s  f32[8, 4], scores; afterwards P = 2^(scale * score - row_max + bias)
+    acc_o  f32[o_tiles, 4], rescaled by 2^(old row_max - new); row_max f32[2], first LOWEST; row_sum f32[2]: of this lane
     scale  > 0: softmax_scale * log2(e); ``bias``: log2 of what P is multiplied by
     """
     from numba import cuda
@@ -166,14 +140,15 @@ def make_weights(sides: int, n_tiles: int, bias: float):
 
     f32 = types.float32
     max_f32, fma, ex2 = dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32
-    quad_max = make_quad_max()
+    quad_max, rescale_all = make_quad_max(), _make_rescale(o_tiles)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def weights(acc_s, row_max, row_sum, factor, scale):
-        for side in unroll(sides):
+    def step(acc_s, acc_o, row_max, row_sum, scale):
+        factor = cuda.local.array(2, f32)
+        for side in unroll(2):
             largest = max_f32(acc_s[0, 2 * side], acc_s[0, 2 * side + 1])
-            for t in unroll(1, n_tiles):
+            for t in unroll(1, N_TILES):
                 for e in unroll(2):
                     largest = max_f32(largest, acc_s[t, 2 * side + e])
             largest = max_f32(row_max[side], quad_max(largest) * scale)
@@ -181,29 +156,12 @@ def make_weights(sides: int, n_tiles: int, bias: float):
             row_max[side] = largest
             shift = f32(bias) - largest
             total = f32(0)
-            for t in unroll(n_tiles):
+            for t in unroll(N_TILES):
                 for e in unroll(2):
                     weight = ex2(fma(acc_s[t, 2 * side + e], scale, shift))
                     acc_s[t, 2 * side + e] = weight
                     total += weight
             row_sum[side] = fma(row_sum[side], factor[side], total)
-
-    return weights
-
-
-def make_step(o_tiles: int, bias: float):
-    """Device function ``(acc_s, acc_o, row_max, row_sum, scale)``: ``make_weights`` for both rows of eight n tiles, and
-    ``acc_o``, f32[o_tiles, 4], multiplied with the factors."""
-    from numba import cuda
-    from numba.core import types
-
-    weights, rescale_all = make_weights(2, N_TILES, bias), _make_rescale(o_tiles)
-    f32 = types.float32
-
-    @cuda.jit(device=True, forceinline=True)
-    def step(acc_s, acc_o, row_max, row_sum, scale):
-        factor = cuda.local.array(2, f32)
-        weights(acc_s, row_max, row_sum, factor, scale)
         rescale_all(acc_o, factor)
 
     return step
@@ -316,31 +274,42 @@ def make_step_nvfp4(o_tiles: int, tokens: str, bias: float):
     return begin, step
 
 
-def make_general_scores(sides: int = 2, n_tiles: int = N_TILES):
-    """Device function ``(acc_s: f32[n_tiles, 4], shifted: f32[2], softmax_scale, cap)``: scores of the lane's first
-    ``sides`` rows in log2 units, for what ``make_weights`` cannot do with one positive factor: cap * tanh(softmax_scale *
-    (x + shifted) / cap), and any scale where cap is 0."""
+def make_general_score():
+    """Device function ``(x, shifted, softmax_scale, cap) -> f32``: a score in log2 units, with whatever is no positive
+    factor: cap * tanh(softmax_scale * (x + shifted) / cap), and any scale where cap is 0."""
     from numba import cuda
     from numba.core import types
 
     from ptx_inline import device as dev
+
+    f32, ex2, log2e = types.float32, dev.ex2_approx_ftz_f32, 1.4426950408889634
+
+    @cuda.jit(device=True, forceinline=True)
+    def general_score(x, shifted, softmax_scale, cap):
+        if cap > f32(0):
+            x = (x + shifted) * softmax_scale / cap
+            x = cap * (f32(1) - f32(2) / (f32(1) + ex2(x * f32(2 * log2e))))
+        else:
+            x = x * softmax_scale
+        return x * f32(log2e)
+
+    return general_score
+
+
+def make_general_scores():
+    """Device function ``(acc_s: f32[8, 4], shifted: f32[2], softmax_scale, cap)``: ``make_general_score`` of all scores,
+    for what ``make_step`` cannot do with one positive factor. ``shifted``: of the lane's two rows."""
+    from numba import cuda
+
     from ptx_inline.unroll import unroll, unrolled
 
-    f32 = types.float32
-    ex2 = dev.ex2_approx_ftz_f32
-    log2e = 1.4426950408889634
+    general_score = make_general_score()
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def general_scores(acc_s, shifted, softmax_scale, cap):
-        for t in unroll(n_tiles):
-            for r in unroll(2 * sides):
-                x = acc_s[t, r]
-                if cap > f32(0):
-                    x = (x + shifted[r // 2]) * softmax_scale / cap
-                    x = cap * (f32(1) - f32(2) / (f32(1) + ex2(x * f32(2 * log2e))))
-                else:
-                    x = x * softmax_scale
-                acc_s[t, r] = x * f32(log2e)
+        for t in unroll(N_TILES):
+            for r in unroll(4):
+                acc_s[t, r] = general_score(acc_s[t, r], shifted[r // 2], softmax_scale, cap)
 
     return general_scores

@@ -25,6 +25,16 @@ from nbfmha.recipe import TILE_N
 
 BLOCK = 16  # tokens that share a scale of V, and that always lie in one page
 
+PAGES = ("tile", "tiles", "blocks")
+"""Kinds of pages: one tile each, whole tiles, blocks."""
+
+
+def pages_of(page_size: int) -> str:
+    """Kind of pages of so many tokens."""
+    if page_size % TILE_N:
+        return "blocks"
+    return "tile" if page_size == TILE_N else "tiles"
+
 
 @dataclass(frozen=True)
 class PagedStage:
@@ -82,33 +92,51 @@ def make_swizzle(stage: PagedStage):
     return swizzle
 
 
-def make_find_page():
-    """Device function ``(tables: i32*, table_at, page_size, token) -> (page, place in it)`` of a token.
+def make_find_page(pages: str):
+    """Device function ``(tables: i32*, table_at, page_size, token) -> (page, place in it)`` of a token, pages of a kind of
+    ``PAGES``.
 
     table_at: i64, place of the sequence's first page in ``tables``; -1 - page for a sequence that is one page."""
     from numba import cuda
     from numba.core import types
 
-    u32, i32, i64 = types.uint32, types.int32, types.int64
+    u32, i32, i64, alone = types.uint32, types.int32, types.int64, pages == "tile"
 
     @cuda.jit(device=True, forceinline=True)
     def find_page(tables, table_at, page_size, token):
         if table_at < i64(0):
             return i32(i64(-1) - table_at), token
-        page = i32(u32(token) // u32(page_size))
+        page = i32(u32(token) // u32(TILE_N if alone else page_size))
         return tables[table_at + i64(page)], i32(token - page * page_size)
 
     return find_page
 
 
-def make_load_tile(stage: PagedStage, whole: bool):
-    """Device functions ``load_k`` and ``load_v``, of ``(smem, codes, scales, tables, table_at, page, place, kv_head,
-    num_heads_kv, page_size, first_n, limit, lane)``: a warp brings K or V of the tokens from ``first_n`` on,
-    asynchronously.
+def make_index():
+    """Device function ``(page, num_heads_kv, kv_head) -> u32``: of a page and head. 32 bits: each has 576 bytes at least,
+    and no memory has 2 TB."""
+    from numba import cuda
+    from numba.core import types
 
-    whole: pages of whole tiles, which are copied as they are from ``place`` of ``page``, as ``make_find_page`` gives them.
-    Else each block of 16 has its page, which is looked up here; blocks from token ``limit`` on are zeros, and V's scales,
-    whose bytes do not lie in words, are read one by one.
+    u32 = types.uint32
+
+    @cuda.jit(device=True, forceinline=True)
+    def index_of(page, num_heads_kv, kv_head):
+        return u32(u32(page) * u32(num_heads_kv) + u32(kv_head))
+
+    return index_of
+
+
+def make_load_tile(stage: PagedStage, pages: str):
+    """Device functions ``load_k`` and ``load_v``, of ``(smem, codes, scales, index, place, page_size, lane)``: a warp
+    brings K or V of a tile, asynchronously, from ``place`` of the page and head of ``index`` (``make_index``). pages:
+    "tile", whose place is 0, or "tiles".
+
+    For "blocks", of ``(smem, codes, scales, tables, table_at, kv_head, num_heads_kv, page_size, first_n, limit, lane)``:
+    each block of 16 from token ``first_n`` on has its page, which is looked up here (``make_find_page``); blocks from token
+    ``limit`` on are zeros, and V's scales, whose bytes do not lie in words, are read one by one.
+
+    K and V are read once, and are the first that L2 gives up: what is read again (tables, queries, the kernel) stays.
     """
     from numba import cuda
     from numba.core import types
@@ -118,20 +146,15 @@ def make_load_tile(stage: PagedStage, whole: bool):
 
     u32, i32, i64 = types.uint32, types.int32, types.int64
     cp_async_16, cp_async_8, cp_async_4, store = (
-        dev.cp_async_cg_16, dev.cp_async_ca_8, dev.cp_async_ca_4, dev.st_shared_u32
+        dev.cp_async_cg_16_evict_first, dev.cp_async_ca_8_evict_first, dev.cp_async_ca_4_evict_first, dev.st_shared_u32
     )  # fmt: skip
     head_dim, at_v, at_sfk, at_sfv, sfk_block = stage.head_dim, stage.v, stage.sfk, stage.sfv, stage.sfk_block
     chunks, rows_a_pass = stage.chunks, 32 // stage.chunks
     swizzles = tuple(16 * stage.swizzle(row) for row in range(TILE_N))
     lane_bit = 4 if rows_a_pass > 4 else 0  # of the swizzle: what the lane's row in a pass has to do with it
     scale_chunks = head_dim // 16  # of 16 bytes a block of 16 rows of sfk
-    blocks, lane_channels = TILE_N // BLOCK, head_dim // 32
-    find_page, halves = make_find_page(), not stage.words
-
-    @cuda.jit(device=True, forceinline=True)
-    def index_of(page, num_heads_kv, kv_head):
-        """Of a page and head. 32 bits: each has 576 bytes at least, and no memory has 2 TB."""
-        return u32(page) * u32(num_heads_kv) + u32(kv_head)
+    blocks, lane_channels, alone = TILE_N // BLOCK, head_dim // 32, pages == "tile"
+    find_page, index_of, halves = make_find_page(pages), make_index(), not stage.words
 
     @cuda.jit(device=True, forceinline=True)
     def sfv_of(smem, own):
@@ -145,10 +168,8 @@ def make_load_tile(stage: PagedStage, whole: bool):
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def load_k_whole(
-        smem, codes, scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, first_n, limit, lane
-    ):
-        token = i64(index_of(page, num_heads_kv, kv_head)) * i64(u32(page_size)) + i64(u32(place))
+    def load_k_whole(smem, codes, scales, index, place, page_size, lane):
+        token = i64(index) * i64(TILE_N) if alone else i64(index) * i64(u32(page_size)) + i64(u32(place))
         own = u32(lane)
         to, at = k_of(u32(0), own), token * i64(head_dim // 2) + i64(own * u32(16))
         for i in unroll(TILE_N // rows_a_pass):
@@ -163,17 +184,19 @@ def make_load_tile(stage: PagedStage, whole: bool):
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def load_v_whole(
-        smem, codes, scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, first_n, limit, lane
-    ):
-        row, own = i64(index_of(page, num_heads_kv, kv_head)) * i64(head_dim), u32(lane)
-        code_pitch, scale_pitch = i64(page_size >> i32(1)), i64(page_size >> i32(4))
-        at = (row + i64(own >> u32(1))) * code_pitch + i64(place >> i32(1)) + i64((own & u32(1)) * u32(16))
+    def load_v_whole(smem, codes, scales, index, place, page_size, lane):
+        row, own = i64(index) * i64(head_dim), u32(lane)
+        code_pitch = i64(TILE_N // 2) if alone else i64(page_size >> i32(1))
+        scale_pitch = i64(TILE_N // BLOCK) if alone else i64(page_size >> i32(4))
+        at = (row + i64(own >> u32(1))) * code_pitch + i64((own & u32(1)) * u32(16))
+        scale_at, to = (row + i64(own)) * scale_pitch, sfv_of(smem, own)
+        if not alone:
+            at += i64(place >> i32(1))
+            scale_at += i64(place >> i32(4))
         for i in unroll(head_dim // 16):
             cp_async_16(smem + u32(at_v + 512 * i) + own * u32(16), codes, at + i64(16 * i) * code_pitch, u32(16))
-        at, to = (row + i64(own)) * scale_pitch + i64(place >> i32(4)), sfv_of(smem, own)
         for i in unroll(lane_channels):
-            cp_async_4(to + u32(16 * i), scales, at + i64(32 * i) * scale_pitch, u32(4))
+            cp_async_4(to + u32(16 * i), scales, scale_at + i64(32 * i) * scale_pitch, u32(4))
 
     @cuda.jit(device=True, forceinline=True)
     def find_block(tables, table_at, kv_head, num_heads_kv, page_size, token, limit):
@@ -205,8 +228,8 @@ def make_load_tile(stage: PagedStage, whole: bool):
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def load_k_blocks(
-        smem, codes, scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, first_n, limit, lane
-    ):
+        smem, codes, scales, tables, table_at, kv_head, num_heads_kv, page_size, first_n, limit, lane
+    ):  # fmt: skip
         for b in unroll(blocks):
             token = i32(first_n + i32(BLOCK * b))
             index, at, size = find_block(tables, table_at, kv_head, num_heads_kv, page_size, token, limit)
@@ -228,8 +251,8 @@ def make_load_tile(stage: PagedStage, whole: bool):
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def load_v_blocks(
-        smem, codes, scales, tables, table_at, page, place, kv_head, num_heads_kv, page_size, first_n, limit, lane
-    ):
+        smem, codes, scales, tables, table_at, kv_head, num_heads_kv, page_size, first_n, limit, lane
+    ):  # fmt: skip
         words = cuda.local.array(lane_channels, u32)
         for i in unroll(lane_channels):
             words[i] = u32(0)
@@ -240,4 +263,4 @@ def make_load_tile(stage: PagedStage, whole: bool):
         for i in unroll(lane_channels):
             store(sfv_of(smem, u32(lane)) + u32(16 * i), words[i])
 
-    return (load_k_whole, load_v_whole) if whole else (load_k_blocks, load_v_blocks)
+    return (load_k_blocks, load_v_blocks) if pages == "blocks" else (load_k_whole, load_v_whole)

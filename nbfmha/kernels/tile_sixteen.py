@@ -9,7 +9,6 @@ of a matrix of ``ldmatrix`` lie in different banks, and sectors of 32 bytes stay
 
 from __future__ import annotations
 
-from nbfmha.kernels.out_columns import m_tiles_of, sides_of
 from nbfmha.kernels.tile_16bit import row_pitch
 
 TOKENS = 16
@@ -60,8 +59,8 @@ def _make_address(head_dim: int):
 
 
 def make_qk(head_dim: int, dtype: str, q_tiles: int):
-    """Device function ``(acc_s: f32[m_tiles, 2, 4], q_smem, k_smem, lane)``: adds the scores; column c of n tile t is the
-    token in row 8 t + c. Q: rows as they came, at the pitch of :mod:`tile_16bit`; one query tile stands in both halves."""
+    """Device function ``(acc_s: f32[q_tiles, >= 1, 4], q_smem, k_smem, lane)``: adds S^T = K Q^T to m tile 0, whose rows
+    are the tokens in their order. Q: rows as they came, at the pitch of :mod:`tile_16bit`."""
     from numba import cuda
     from numba.core import types
 
@@ -70,29 +69,29 @@ def make_qk(head_dim: int, dtype: str, q_tiles: int):
 
     u32, ffi, ldmatrix_x4 = types.uint32, dev.ffi, dev.ldmatrix_x4
     mma = dev.mma_m16n8k16_bf16 if dtype == "bfloat16" else dev.mma_m16n8k16_f16
-    m_tiles, q_rows, q_pitch = m_tiles_of(q_tiles), 8 * sides_of(q_tiles), row_pitch(head_dim)
-    address = _make_address(head_dim)
+    q_pitch, address = row_pitch(head_dim), _make_address(head_dim)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def step_of(acc_s, q_at, b):
-        a = cuda.local.array(4, u32)
-        for m in unroll(m_tiles):
-            ldmatrix_x4(ffi.from_buffer(a), q_at + u32(16 * q_pitch * m))
-            for t in unroll(2):
-                c = ffi.from_buffer(acc_s[m, t])
-                mma(c, ffi.from_buffer(a), ffi.from_buffer(b[2 * t :]), c)
+    def two_steps(acc_s, a, q_at):
+        b = cuda.local.array(4, u32)
+        for i in unroll(q_tiles):
+            ldmatrix_x4(ffi.from_buffer(b), q_at + u32(8 * q_pitch * i))
+            c = ffi.from_buffer(acc_s[i, 0])
+            for step in unroll(2):
+                mma(c, ffi.from_buffer(a[step]), ffi.from_buffer(b[2 * step :]), c)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def qk(acc_s, q_smem, k_smem, lane):
-        b = cuda.local.array(4, u32)
-        q_at = q_smem + u32(lane & (q_rows - 1)) * u32(q_pitch) + u32(lane >> 4) * u32(16)
-        # eight lanes address the rows of one matrix: both chunks of the first eight tokens, then of the next
-        row, chunk = u32((lane & 7) + ((lane >> 4) << 3)), u32((lane >> 3) & 1)
-        for step in unroll(head_dim // 16):
-            ldmatrix_x4(ffi.from_buffer(b), address(k_smem, row, chunk, u32(2 * step)))
-            step_of(acc_s, q_at + u32(32 * step), b)
+        a = cuda.local.array((2, 4), u32)
+        # eight lanes address the rows of one matrix: of Q both k steps, of K both halves of the rows, then of the step
+        q_at = q_smem + u32(lane & 7) * u32(q_pitch) + u32(lane >> 3) * u32(16)
+        row, chunk = u32(lane & 15), u32(lane >> 4)
+        for pair in unroll(head_dim // 32):
+            for step in unroll(2):
+                ldmatrix_x4(ffi.from_buffer(a[step]), address(k_smem, row, chunk, u32(4 * pair + 2 * step)))
+            two_steps(acc_s, a, q_at + u32(64 * pair))
 
     return qk
 

@@ -100,7 +100,8 @@ def _either(decode, modifiers, dst, *sources):
     if type in _FLOATS:
         _emit_float(decode, modifiers, floating, type, dst, *sources)
     else:
-        _emit_int(decode, integer, type, dst, *sources)
+        relu = type == st.S32 and len(sources) == 2 and modifiers.take("relu") is not None
+        _emit_int(decode, integer, type, dst, *sources, aux=int(relu))
 
 
 @decoder("shl", "shr")

@@ -59,6 +59,11 @@ extern "C" __device__ u32 cvta_to_shared_u32(const void *pointer) {
   return (u32)address;
 }
 
+// Asks for the line of `base[index]` in L2; PTX ISA 2.0+.
+extern "C" __device__ void prefetch_global_l2(const int *base, i64 index) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(base + index));
+}
+
 extern "C" __device__ u32 ld_shared_u32(u32 address) {
   u32 value;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");

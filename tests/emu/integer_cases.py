@@ -82,6 +82,8 @@ def _arithmetic() -> list[Case]:
                     lambda x, y, z, r=read, w=width: (r(x) * r(y) + z) & ((1 << 2 * w) - 1),
                 )
             )  # fmt: skip
+    for name, function in (("min", min), ("max", max)):
+        add(f"{name}.relu", "s32", 2, lambda x, y, f=function: max(f(x, y), 0))
     for name, function in (("add", operator.add), ("sub", operator.sub)):
         add(f"{name}.sat", "s32", 2, lambda x, y, f=function: max(min(f(x, y), 2**31 - 1), -(2**31)))
     return cases

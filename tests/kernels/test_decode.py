@@ -15,7 +15,7 @@ from nbfmha.kernels import decode as kernels
 from nbfmha.kernels import decode_sizes, paged_products
 from nbfmha.kernels.decode import decode_kernel
 from nbfmha.kernels.decode_sizes import CTA_WARPS, RESIDENT_WARPS, Memory, choose_splits, q_tiles_of, why_not
-from nbfmha.kernels.softmax import TOKENS
+from nbfmha.kernels.softmax_columns import TOKENS
 from nbfmha.kv_layout import HEAD_DIMS, CacheLayout
 from nbfmha.problem import Problem
 from ptx_inline.isa.shared_memory import shared_limit
@@ -351,7 +351,7 @@ def test_auto_and_emulated_take_what_the_machine_has(monkeypatch):
 
 @pytest.mark.parametrize(
     ("batch", "length", "splits", "warps"),
-    [(1, 32768, 16, 16), (16, 8192, 1, 16), (64, 4096, 1, 4), (40, 4096, 3, 4), (1, 2048, 4, 4), (1, 100, 1, 4)],
+    [(1, 32768, 33, 8), (16, 8192, 1, 16), (64, 4096, 1, 4), (40, 4096, 3, 4), (1, 2048, 5, 4), (1, 100, 1, 8)],
 )
 def test_splits_fill_an_h100(batch, length, splits, warps):
     layout = CacheLayout(8, 128, recent_tokens=64, sink_tokens=16)
@@ -388,9 +388,10 @@ def test_channels_of_q_meet_those_of_k(head_dim, words):
 
 
 def test_a_lane_has_the_tokens_of_its_block():
-    place, lane_tokens = TOKENS["widened"]
+    """Columns 2 q and 2 q + 1 of the transposed scores are lane q's: rows 2 q and 2 q + 1 of every half of an m tile."""
+    place, own = TOKENS["widened"]
     for q in range(4):
-        tokens = [place(t, e) + lane_tokens * q for t in range(8) for e in range(2)]
+        tokens = [place(m, half) + own(2 * q + e) for m in range(4) for half in range(2) for e in range(2)]
         assert sorted(tokens) == list(range(16 * q, 16 * q + 16))
 
 

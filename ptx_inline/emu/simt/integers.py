@@ -272,7 +272,8 @@ def int_alu(op, ty, aux, a, b, c, d):
         return _divide(ty, a, b, True)
     if op in (IMIN, IMAX):
         less = np.int64(extend(ty, a)) < np.int64(extend(ty, b)) if is_signed(ty) else a < b
-        return a if less == (op == IMIN) else b
+        chosen = a if less == (op == IMIN) else b
+        return U0 if aux != 0 and np.int64(extend(ty, chosen)) < 0 else chosen  # .relu
     if op == IABS:
         return U0 - extend(ty, a) & mask if np.int64(extend(ty, a)) < 0 else a
     if op == INEG:
