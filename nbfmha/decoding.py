@@ -116,6 +116,8 @@ def decode(
     splits = sizes.choose_splits(
         layout, problem, max_length, num_splits, implementation=name, target=place.target,
         multiprocessors=_multiprocessors(place),
+        # an emulated machine has no time to win, and each number of warps is a kernel to compile
+        cta_warps=sizes.CTA_WARPS[:1] if place.kind == "emulated" else sizes.CTA_WARPS,
     )  # fmt: skip
     if splits.ctas * splits.num_splits > 2**31 - 1:
         raise ValueError(message("q", "small enough for 2^31 - 1 CTAs", splits.ctas * splits.num_splits, "split the batch"))

@@ -67,6 +67,7 @@ atom_acq_rel_gpu_global_inc_u32 = _declare("memory.cu", "u32 atom_acq_rel_gpu_gl
 cvta_to_shared_u32 = _declare("memory.cu", "u32 cvta_to_shared_u32(u32*)")
 prefetch_global_l2 = _declare("memory.cu", "void prefetch_global_l2(i32*, i64)")
 ld_shared_u32 = _declare("memory.cu", "u32 ld_shared_u32(u32)")
+ld_shared_u16 = _declare("memory.cu", "u32 ld_shared_u16(u32)")
 ld_shared_v2_u32 = _declare("memory.cu", "void ld_shared_v2_u32(u32*, u32)")
 ld_shared_v4_u32 = _declare("memory.cu", "void ld_shared_v4_u32(u32*, u32)")
 st_shared_u32 = _declare("memory.cu", "void st_shared_u32(u32, u32)")

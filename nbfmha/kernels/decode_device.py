@@ -39,12 +39,12 @@ from nbfmha.kv_layout import BLOCK
 from nbfmha.recipe import TILE_N
 
 (
-    SLOT, KV_HEAD, LENGTH, POSITION, FIRST_ROW, SINK_TILES, SINK_STOP, RING_FIRST, SIXTEEN_TILES, FIRST_N, STOP_N, STOP,
-    FULL_LOW, FULL_HIGH, FIRST_FACTOR,
+    SLOT, KV_HEAD, LENGTH, POSITION, FIRST_ROW, SINK_TILES, SINK_STOP, RING_FIRST, SIXTEEN_TILES, STOP,
+    FIRST_FACTOR,
 ) = range(FRAME - len(FACTORS) + 1)  # fmt: skip
 """Words of the frame: slot; head of K and V; tokens of the sequence; position of the first query; first row; tiles in 16
-bits that are sinks; where the sinks end; where the ring begins; the split's tiles in 16 bits; where its tiles in NVFP4
-begin and end; where the sequence's end; from where, up to where, every row sees a tile as a whole; ``FACTORS``."""
+bits that are sinks; where the sinks end; where the ring begins; the split's tiles in 16 bits; where the sequence's tokens
+in NVFP4 end; ``FACTORS``."""
 
 
 def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, pages: str, warps: int):
@@ -93,6 +93,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     (load_k, load_v), find_page, index_of = (
         tile_paged.make_load_tile(memory.stage, pages), tile_paged.make_find_page(pages), tile_paged.make_index()
     )  # fmt: skip
+    keep_blocks = tile_paged.make_keep_blocks(memory.stage)
     pv, pack = paged_products.make_pv(memory.stage, q_tiles), out_columns.make_pack_columns("float16", q_tiles, m_tiles)
     mask, general_scores, weights = (
         softmax_columns.make_mask_columns("widened", m_tiles), softmax_columns.make_general_columns(m_tiles),
@@ -109,7 +110,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     general_rows, weights_rows = softmax_columns.make_general_columns(1), softmax_columns.make_weights_columns(1)
     clear, store_result = make_clear_accumulator(), out_columns.make_store_result(head_dim, q_tiles)
     merge_warps = decode_merge.make_merge_warps(head_dim, dtype, warps)
-    merge_splits, take_ticket = decode_merge.make_merge_splits(head_dim, dtype), dev.atom_acq_rel_gpu_global_inc_u32
+    (gather, finish), take_ticket = (
+        decode_merge.make_merge_splits(head_dim, dtype), dev.atom_acq_rel_gpu_global_inc_u32
+    )  # fmt: skip
 
     # Q K^T of a tile, and Q as it reads it. Numba types every branch, so each implementation is its functions
     if blockscale:
@@ -176,10 +179,10 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def add_values(acc_o, p, stage, frame, valid, lane):
+    def add_values(acc_o, p, stage, frame, lane):
         factors = cuda.local.array(n_factors, u32)
         recall_factors(factors, frame)
-        pv(acc_o, p, stage, factors, valid, lane)
+        pv(acc_o, p, stage, factors, lane)
 
     @cuda.jit(device=True, forceinline=True)
     def row_of(i, e, lane):
@@ -212,8 +215,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def compute_weights(
-        acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, q_len, window_left, first, shifted, scale, softmax_scale,
-        cap, lane,
+        acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, q_len, window_left, first, full_from, full_to, shifted,
+        scale, softmax_scale, cap, lane,
     ):  # fmt: skip
         factor = cuda.local.array(2, f32)
         low = cuda.local.array(2, i32)
@@ -221,7 +224,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         for i in unroll(q_tiles):
             if general:
                 general_scores(acc_s[i], shifted[i], softmax_scale, cap)
-            if first_n < recall(frame, FULL_LOW) or i32(first_n + i32(TILE_N)) > recall(frame, FULL_HIGH):
+            if first_n < full_from or i32(first_n + i32(TILE_N)) > full_to:
                 find_bounds(low, high, u32(i), lane, frame, group, q_len, window_left, first, recall(frame, STOP))
                 mask(acc_s[i], low, high, first_n, lane)
             weights(acc_s[i], row_max[i], row_sum[i], factor, scale)
@@ -284,11 +287,11 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         return slot * i64(table_width) if paged != i32(0) else i64(-1) - slot
 
     @cuda.jit(device=True, forceinline=True)
-    def find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, first_n, stage, lane):
+    def find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, first_n, stop_n, stage, lane):
         """Pages, with the head as one index, and places of 32 tiles of the warp: a look-up takes as long as a load."""
         token = i32(first_n + i32(TILE_N * warps) * lane)
         cuda.syncwarp()  # nobody reads the last ones any more
-        if token < recall(frame, STOP_N):
+        if token < stop_n:
             page, place = find_page(tables, table_of(paged, frame, table_width), page_size, token)
             index = index_of(page, num_heads_kv, recall(frame, KV_HEAD))
             store_shared(stage + u32(at_pages) + u32(8) * u32(lane), index)
@@ -302,26 +305,21 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         tiles' loads."""
         return i32(unknown(u32(lane)))
 
-    @cuda.jit(device=True, forceinline=True)
-    def turn_of(frame, first_n):
-        """How many tiles a warp had before that one."""
-        return u32(i32(first_n - recall(frame, FIRST_N))) // u32(TILE_N * warps)
-
     # Numba types every branch, so each kind of pages is a function
     if whole:
 
         @cuda.jit(device=True, forceinline=True)
         def load_tile(
-            load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, lane
+            load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, turn, lane
         ):  # fmt: skip
-            at = stage + u32(at_pages) + u32(8) * (turn_of(frame, first_n) & u32(31))
+            at = stage + u32(at_pages) + u32(8) * u32(turn & i32(31))
             load(stage, codes, scales, load_shared(at), i32(load_shared(at + u32(4))), page_size, lane)
 
     else:
 
         @cuda.jit(device=True, forceinline=True)
         def load_tile(
-            load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, lane
+            load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, turn, lane
         ):  # fmt: skip
             load(
                 stage, codes, scales, tables, table_of(paged, frame, table_width), recall(frame, KV_HEAD), num_heads_kv,
@@ -331,14 +329,16 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     @cuda.jit(device=True, forceinline=True)
     def load_next(
         load, stage, at_rows, codes, scales, sinks, recent, tables, paged, frame, table_width, page_size, num_heads_kv,
-        sink_tokens, recent_tokens, first_n, lane,
+        sink_tokens, recent_tokens, first_n, stop_n, turn, lane,
     ):  # fmt: skip
-        """K or V (``load``) of the warp's tile at ``first_n``, in NVFP4 or, to ``at_rows``, in 16 bits, if there is one."""
-        tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))
+        """K or V (``load``) of the warp's tile at ``first_n``, in NVFP4 or, to ``at_rows``, in 16 bits, if there is one;
+        ``turn``: of its tiles before that one."""
+        tile = i32(i32(first_n - stop_n) >> i32(6))
         if tile < i32(0):
             load_tile(
-                load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, again(lane)
-            )
+                load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, turn,
+                again(lane),
+            )  # fmt: skip
         elif tile < recall(frame, SIXTEEN_TILES):
             load_sixteen(at_rows, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, again(lane))
         commit()
@@ -420,25 +420,21 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             keep(frame, SINK_STOP, sink_stop)
             keep(frame, RING_FIRST, ring_first)
             keep(frame, SIXTEEN_TILES, sixteen)
-            keep(frame, FIRST_N, i32(begin + own_from * i32(TILE_N)))
-            keep(frame, STOP_N, i32(begin + own_to * i32(TILE_N)))
             keep(frame, STOP, stop)
-            keep(frame, FULL_LOW, i32(max(i32(length - i32(1) - window_left), sink_tokens)))
-            keep(frame, FULL_HIGH, i32(min(i32(first_position + i32(1)), stop)))
             for i in unroll(n_factors):
                 keep(frame, FIRST_FACTOR + i, FACTORS[i])
         cuda.syncthreads()
 
-        first_n = i32(begin + (own_from + warp) * i32(TILE_N))
+        first_n, stop_n = i32(begin + (own_from + warp) * i32(TILE_N)), i32(begin + own_to * i32(TILE_N))
         if whole:
-            find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, first_n, stage, lane)
+            find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, first_n, stop_n, stage, lane)
         load_next(
             load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
-            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, lane,
+            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, stop_n, i32(0), lane,
         )  # fmt: skip
         load_next(
             load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
-            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, lane,
+            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, stop_n, i32(0), lane,
         )  # fmt: skip
         wait_but_two()  # Q is there, and is prepared while the tiles come
         cuda.syncthreads()
@@ -465,30 +461,35 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 shifted[i, e] = shift_of(shifts, u32(i), u32(e), lane) * f32(1 / k_unit)
         scale = f32(1) if general else softmax_scale * f32(LOG2E * k_unit)
 
-        while first_n < recall(frame, STOP_N):
-            next_n = i32(first_n + i32(TILE_N * warps))
-            if whole and (turn_of(frame, next_n) & u32(31)) == u32(0):
-                find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, next_n, stage, lane)
+        # from where, up to where, every row sees a tile as a whole
+        full_from = i32(max(i32(length - i32(1) - window_left), sink_tokens))
+        full_to = i32(min(i32(first_position + i32(1)), stop))
+        turn = i32(0)
+        while first_n < stop_n:
+            next_n, turn = i32(first_n + i32(TILE_N * warps)), i32(turn + i32(1))
+            if whole and (turn & i32(31)) == i32(0):
+                find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, next_n, stop_n, stage, lane)
             wait_but_newest()  # K is there
             cuda.syncwarp()
             compute_scores(acc_s, b, sfb, own_q, stage, frame, again(lane))
             cuda.syncwarp()  # nobody reads K any more
             load_next(
                 load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
-                page_size, num_heads_kv, sink_tokens, recent_tokens, next_n, lane,
+                page_size, num_heads_kv, sink_tokens, recent_tokens, next_n, stop_n, turn, lane,
             )  # fmt: skip
             compute_weights(
-                acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, q_len, window_left, sink_tokens, shifted, scale,
-                softmax_scale * f32(k_unit), cap, lane,
+                acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, q_len, window_left, sink_tokens, full_from,
+                full_to, shifted, scale, softmax_scale * f32(k_unit), cap, lane,
             )  # fmt: skip
             wait_but_newest()  # V is there
             cuda.syncwarp()
-            block = i32(first_n + i32(BLOCK) * i32(lane & i32(3)))
-            add_values(acc_o, p, stage, frame, block >= sink_tokens and block < recall(frame, STOP), again(lane))
+            if first_n < sink_tokens or i32(first_n + i32(TILE_N)) > recall(frame, STOP):
+                keep_blocks(stage, first_n, sink_tokens, recall(frame, STOP), lane)
+            add_values(acc_o, p, stage, frame, again(lane))
             cuda.syncwarp()
             load_next(
                 load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
-                page_size, num_heads_kv, sink_tokens, recent_tokens, next_n, lane,
+                page_size, num_heads_kv, sink_tokens, recent_tokens, next_n, stop_n, turn, lane,
             )  # fmt: skip
             first_n = next_n
         for c in unroll(c_tiles):
@@ -496,7 +497,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 enlarge(acc_o[c, i])
 
         scale = f32(1) if general else softmax_scale * f32(LOG2E)
-        tile = i32(i32(first_n - recall(frame, STOP_N)) >> i32(6))  # the turn goes on
+        tile = i32(i32(first_n - stop_n) >> i32(6))  # the turn goes on
         while tile < recall(frame, SIXTEEN_TILES):
             ahead = i32(tile + i32(warps))
             wait_but_newest()
@@ -550,16 +551,26 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 store_shared(plain, u32(1) if before == u32(num_splits - i32(1)) else u32(0))
             cuda.syncthreads()
             if load_shared(plain) != u32(0):
-                row = i32(warp)
-                while row < i32(cta_rows) and i32(first_row + row) < rows:
-                    head, at, lse_row = places_of(i32(first_row + row), kv_head, group, batch, q_len, heads)
-                    sink = f32(0)
-                    if has_sinks != i32(0):
-                        sink = sinks[head]
-                    merge_splits(
-                        out, lse, part, part_lse, num_splits, all_rows, at, lse_row, has_sinks != i32(0), sink,
-                        has_lse != i32(0), lane,
-                    )  # fmt: skip
-                    row = i32(row + i32(warps))
+                # the warps share the rows, and the splits of a row where there are more of them
+                here, at_once = i32(min(i32(cta_rows), i32(rows - first_row))), i32(1)
+                while at_once < min(here, i32(warps)):
+                    at_once = i32(at_once + at_once)
+                pieces, piece = i32(u32(warps) // u32(at_once)), i32(u32(warp) // u32(at_once))
+                for base in range(i32(0), here, at_once):
+                    row = i32(i32(base) + i32(warp & i32(at_once - i32(1))))
+                    query = i32(first_row + row)
+                    head, at, lse_row = places_of(query, kv_head, group, batch, q_len, heads)
+                    if row < here:
+                        gather(stage, part, part_lse, piece, pieces, num_splits, all_rows, at, lane)
+                    cuda.syncthreads()
+                    if row < here and piece == i32(0):
+                        sink = f32(0)
+                        if has_sinks != i32(0):
+                            sink = sinks[head]
+                        finish(
+                            out, lse, stage, u32(warp_bytes) * u32(at_once), pieces, at, lse_row, has_sinks != i32(0), sink,
+                            has_lse != i32(0), lane,
+                        )  # fmt: skip
+                    cuda.syncthreads()
 
     return decode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nbfmha.kernels.decode_query import Q_TILE
@@ -21,7 +22,7 @@ RESIDENT_WARPS = {
 }  # fmt: skip
 """Warps whose registers an SM holds at once, by head_dim and query tiles: 16 have 128 registers a thread, 12 168, 8 255."""
 CTA_WARPS = (4, 8, 16)
-FRAME = 14 + len(FACTORS)
+FRAME = 10 + len(FACTORS)
 """Words of what a CTA seldom needs; registers are scarce."""
 
 
@@ -153,11 +154,12 @@ def choose_splits(
     implementation: str,
     target: Target,
     multiprocessors: int,
+    cta_warps: Sequence[int] = CTA_WARPS,
 ) -> Splits:
     """Splits and warps a CTA for sequences of up to ``max_length`` tokens: those that a plain model of the time likes best,
     in which CTAs come in waves, and the warps of an SM take a tile each in turn. A split has two tiles a warp at least.
-    ``num_splits``: as many, if it is given. Every sequence is divided by its own length, so that a ``max_length`` far
-    above it costs splits without tokens, no more."""
+    ``cta_warps``: those to choose from. ``num_splits``: as many, if it is given. Every sequence is divided by its own
+    length, so that a ``max_length`` far above it costs splits without tokens, no more."""
     head_dim, rows = layout.head_dim, problem.seqlen_q * problem.qhead_per_kvhead
     q_tiles = q_tiles_of(head_dim, rows)
     ctas = problem.batch * problem.num_heads_kv * row_tiles_of(head_dim, rows)
@@ -167,10 +169,10 @@ def choose_splits(
         quantised = min(quantised, left + problem.seqlen_q + TILE_N)
     work = -(-quantised // TILE_N) + (layout.sink_tokens + layout.ring_tokens) // SIXTEEN
     if num_splits is not None or not ctas:
-        return Splits(ctas, num_splits or 1, 1, min(CTA_WARPS))
+        return Splits(ctas, num_splits or 1, 1, min(cta_warps))
     memory, limit = Memory(implementation, head_dim, q_tiles), shared_limit(target.name)
     found = []  # (microseconds, splits, warps)
-    for warps in CTA_WARPS:
+    for warps in cta_warps:
         own = memory.bytes(warps)
         # the driver keeps 1 KiB of each CTA's shared memory
         resident = min(RESIDENT_WARPS[head_dim, q_tiles] // warps, (limit + 1024) // (own + 1024))
@@ -179,7 +181,8 @@ def choose_splits(
         slots = multiprocessors * resident
         for splits in range(1, max(1, min(-(-work // (2 * warps)), -(-2 * slots // ctas))) + 1):
             launched = ctas * splits
-            rounds = -(-max(2 * warps, -(-work // splits)) // warps) if splits > 1 else -(-work // warps)
+            share = max(2 * warps, -(-work // splits)) if splits > 1 else work
+            rounds = -(-share // warps)
             warps_there = warps * min(resident, -(-launched // multiprocessors))
             time = -(-launched // slots) * (rounds * (_ROUND_US + _WARP_US * warps_there) + _ENDS_US)
             found.append((time + (_MERGE_US + _SPLIT_US * splits if splits > 1 else 0.0), splits, warps))

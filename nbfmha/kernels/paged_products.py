@@ -83,7 +83,7 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
     from ptx_inline.unroll import unroll, unrolled
 
     u32 = types.uint32
-    ffi, ldmatrix_x4, load, prmt = dev.ffi, dev.ldmatrix_x4, dev.ld_shared_u32, dev.prmt_b32
+    ffi, ldmatrix_x4, load, load_u16, prmt = dev.ffi, dev.ldmatrix_x4, dev.ld_shared_u32, dev.ld_shared_u16, dev.prmt_b32
     low_twice, high_twice = dev.mov_b32_low_twice, dev.mov_b32_high_twice
     f16x2_e4m3x2, load_words = dev.cvt_rn_f16x2_e4m3x2, dev.ld_shared_v4_u32 if stage.words == 4 else dev.ld_shared_v2_u32
     mma, widen_word = dev.mma_m16n8k16_f16, _make_widen_word()
@@ -113,12 +113,26 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
                 c = ffi.from_buffer(acc_s[i, m])
                 mma(c, ffi.from_buffer(a), ffi.from_buffer(b[i, w, 2 * step :]), c)
 
-    @cuda.jit(device=True, forceinline=True)
-    def scale_of(scales, w):
-        """f16x2, that of word w twice; one scale alone stands in both halves."""
-        if two_scales:
+    # scales of the lane's 32 channels, one in each half of a register; or of its 16, in both halves
+    if two_scales:
+
+        @cuda.jit(device=True, forceinline=True)
+        def load_scales(row, lane):
+            return f16x2_e4m3x2(load_u16(row + u32(2) * u32(lane & 3)))
+
+        @cuda.jit(device=True, forceinline=True)
+        def scale_of(scales, w):
             return low_twice(scales) if w < u32(2) else high_twice(scales)
-        return scales
+
+    else:
+
+        @cuda.jit(device=True, forceinline=True)
+        def load_scales(row, lane):
+            return f16x2_e4m3x2(prmt(load(row), u32(0), u32(0x4400) + u32(0x0011) * u32(lane & 3)))
+
+        @cuda.jit(device=True, forceinline=True)
+        def scale_of(scales, w):
+            return scales
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -127,11 +141,8 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
         scales = cuda.local.array(2, u32)
         load_words(ffi.from_buffer(codes[0]), k_at)
         load_words(ffi.from_buffer(codes[1]), next_k_at)
-        # scales of the lane's 32 channels, one of each half of a register; or of its 16, in both halves
-        q = u32(lane & 3)
-        selector = u32(0x4410) + u32(0x0022) * (q & u32(1)) if two_scales else u32(0x4400) + u32(0x0011) * q
         for half in unroll(2):
-            scales[half] = f16x2_e4m3x2(prmt(load(sfk_at + u32(sfk_pitch * half)), u32(0), selector))
+            scales[half] = load_scales(sfk_at + u32(sfk_pitch * half), lane)
         for w in unroll(words):
             multiply(
                 acc_s, b, m, u32(w), codes[0, w], scale_of(scales[0], u32(w)), codes[1, w], scale_of(scales[1], u32(w)),
@@ -152,8 +163,6 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
         own_chunk = (own_bytes & u32(0x70)) ^ (u32(16) * swizzle(group_id))
         k_at += own_bytes & u32(15)
         sfk_at = stage + u32(at_sfk) + block * u32(sfk_block) + row * u32(sfk_pitch)
-        if two_scales:
-            sfk_at += (q >> u32(1)) * u32(4)
         for slab in unroll(slabs):
             load_q(b, q_at + u32(64 * words * slab))
             for m in unroll(TILE_N // 16):
@@ -212,10 +221,8 @@ def make_qk_codes(stage: PagedStage, q_tiles: int):
 
 
 def make_pv(stage: PagedStage, q_tiles: int):
-    """Device function ``(acc_o: f32[head_dim / 16, q_tiles, 4], p: u32[q_tiles, 4, 2], stage, factors, valid, lane)``: adds
-    P in f16, as ``out_columns.make_pack_columns`` leaves it, times V, ``UNIT`` times too small. valid: whether the lane's
-    block of 16 tokens, block q of the tile, is to be read; V of another counts as zero, whatever its scales are. factors:
-    ``FACTORS``."""
+    """Device function ``(acc_o: f32[head_dim / 16, q_tiles, 4], p: u32[q_tiles, 4, 2], stage, factors, lane)``: adds P in
+    f16, as ``out_columns.make_pack_columns`` leaves it, times V, ``UNIT`` times too small. factors: ``FACTORS``."""
     from numba import cuda
     from numba.core import types
 
@@ -245,12 +252,11 @@ def make_pv(stage: PagedStage, q_tiles: int):
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def pv(acc_o, p, stage, factors, valid, lane):
+    def pv(acc_o, p, stage, factors, lane):
         codes = cuda.local.array((2, 2), u32)
         words = cuda.local.array(4, u32)
         q = u32(lane & 3)
         selector = u32(0x40) + u32(0x11) * q  # byte q of one channel's word and of another's
-        keep = u32(0xFFFF) if valid else u32(0)
         v_at = stage + u32(at_v) + u32(lane) * u32(8)
         sfv_at = stage + u32(at_sfv) + u32(lane >> 2) * u32(head_dim // 2)
         for c in unroll(head_dim // 16):
@@ -258,7 +264,7 @@ def make_pv(stage: PagedStage, q_tiles: int):
                 load_v4(ffi.from_buffer(words), sfv_at + u32(8 * c))
             for half in unroll(2):
                 load_v2(ffi.from_buffer(codes[half]), v_at + u32(512 * c + 256 * half))
-            scales = f16x2_e4m3x2(prmt(words[2 * (c % 2)], words[2 * (c % 2) + 1], selector) & keep)
+            scales = f16x2_e4m3x2(prmt(words[2 * (c % 2)], words[2 * (c % 2) + 1], selector))
             low, high = low_twice(scales), high_twice(scales)
             for w in unroll(2):
                 multiply(acc_o[c], p, u32(w), codes[0, w], low, codes[1, w], high, factors)

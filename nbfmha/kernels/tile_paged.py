@@ -112,6 +112,37 @@ def make_find_page(pages: str):
     return find_page
 
 
+def make_keep_blocks(stage: PagedStage):
+    """Device function ``(smem, first_n, first, stop, lane)``, of a warp: V's scales of all blocks of the tile from token
+    ``first_n`` on that do not lie in [first, stop) become zero: no token there has a weight, but a NaN would be one all the
+    same."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, i32, load, store, keep_branch = (
+        types.uint32, types.int32, dev.ld_shared_u32, dev.st_shared_u32, dev.keep_branch
+    )  # fmt: skip
+    at_sfv = stage.sfv
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def keep_blocks(smem, first_n, first, stop, lane):
+        keep_branch()
+        kept = u32(0)
+        for b in unroll(TILE_N // BLOCK):
+            block = i32(first_n + i32(BLOCK * b))
+            kept |= u32(0xFF << 8 * b) if block >= first and block < stop else u32(0)
+        for i in unroll(stage.head_dim // 32):
+            at = smem + u32(at_sfv + 128 * i) + u32(4) * u32(lane)
+            store(at, load(at) & kept)
+        cuda.syncwarp()
+
+    return keep_blocks
+
+
 def make_index():
     """Device function ``(page, num_heads_kv, kv_head) -> u32``: of a page and head. 32 bits: each has 576 bytes at least,
     and no memory has 2 TB."""

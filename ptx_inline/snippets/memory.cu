@@ -1,6 +1,7 @@
 // Memory movement: vector loads and stores, cp.async, shared-memory addresses.
 // `index` counts elements of the pointer's type; vector forms need the address aligned to their width.
 
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
@@ -67,6 +68,12 @@ extern "C" __device__ void prefetch_global_l2(const int *base, i64 index) {
 extern "C" __device__ u32 ld_shared_u32(u32 address) {
   u32 value;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
+
+extern "C" __device__ u32 ld_shared_u16(u32 address) {
+  u16 value;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(address) : "memory");
   return value;
 }
 

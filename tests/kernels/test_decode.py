@@ -140,7 +140,6 @@ def test_each_sequence_is_divided_by_the_length_that_the_device_knows(device, ma
 
     monkeypatch.setattr(decode_sizes, "choose_splits", choose)
     monkeypatch.setattr(decoding, "_multiprocessors", lambda place: 8)
-    monkeypatch.setattr(decode_sizes, "CTA_WARPS", (4,))  # the kernel that the other tests have compiled
     q, k, v = call.inputs()
     built = Built(call, k, v)
     cache = built.on(device, call)
@@ -150,6 +149,12 @@ def test_each_sequence_is_divided_by_the_length_that_the_device_knows(device, ma
     )
     assert (chosen[0].num_splits > 2) == several
     assert_decoded(device.to_host(out), device.to_host(lse), *expected(call, device.implementation, q, built))
+
+
+@pytest.mark.parametrize("warps", [pytest.param(8, marks=SLOW), pytest.param(16, marks=SLOW)])
+def test_ctas_of_more_warps(device, warps, monkeypatch):
+    monkeypatch.setattr(decode_sizes, "CTA_WARPS", (warps,))
+    assert_decoded(*run(device, Call((3000, 700, 33), heads=(2, 1), num_splits=None)))
 
 
 @pytest.mark.gpu
