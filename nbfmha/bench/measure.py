@@ -29,13 +29,15 @@ def median_ms(
     """Median milliseconds of each run on the GPU, all runs in turn in every round, so that drift hits all alike.
 
     ``repeats`` calls lie between two events, so that the host is ahead of the GPU and its own time does not count (for
-    runs that take longer on the GPU than on the host).
+    runs that take longer on the GPU than on the host). A call before them is not timed: address translation and clocks are
+    then as this run leaves them, not as the one before it did.
     """
     torch = require_gpu()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(warmup + rounds):
         for name, run in runs.items():
             start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            run()
             start.record()
             for _ in range(repeats):
                 run()

@@ -72,7 +72,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared, prefetch = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32, dev.prefetch_global_l2
-    wait_but_newest, wait_but_two = dev.cp_async_wait_group_1, dev.cp_async_wait_group_2
+    wait_but_newest = dev.cp_async_wait_group_1
     load_shared, store_shared, float_of, unknown = (
         dev.ld_shared_u32, dev.st_shared_u32, dev.mov_f32_b32, dev.unknown_u32
     )  # fmt: skip
@@ -432,11 +432,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
             page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, stop_n, i32(0), lane,
         )  # fmt: skip
-        load_next(
-            load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
-            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, stop_n, i32(0), lane,
-        )  # fmt: skip
-        wait_but_two()  # Q is there, and is prepared while the tiles come
+        wait_but_newest()  # Q is there, and is prepared while K comes
         cuda.syncthreads()
         b = cuda.local.array((q_tiles, k_steps, 2), u32)
         sfb = cuda.local.array(q_tiles, u32)
@@ -444,6 +440,11 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         quantize_q(plain, own_q, thread)
         cuda.syncthreads()
         load_q(b, sfb, own_q, lane)
+        # not before, or every warp's K would wait for V of others
+        load_next(
+            load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
+            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, stop_n, i32(0), lane,
+        )  # fmt: skip
 
         acc_o = cuda.local.array((c_tiles, q_tiles, 4), f32)
         acc_s = cuda.local.array((q_tiles, m_tiles, 4), f32)

@@ -140,9 +140,9 @@ class Splits:
     warps: int
 
 
-#: Microseconds, fitted to bench decode on an H200: a tile of each warp of an SM takes the first, and the second for every
-#: warp there; a CTA's beginning and end; a merge of splits, and each of them.
-_ROUND_US, _WARP_US, _ENDS_US, _MERGE_US, _SPLIT_US = 1.0, 0.22, 5.0, 1.0, 0.06
+#: Microseconds, fitted to bench decode on an H200: a tile of each warp of an SM takes the first, and of every warp there
+#: the second besides; a CTA's beginning and end; a merge of splits, and each of them.
+_ROUND_US, _TILE_US, _ENDS_US, _MERGE_US, _SPLIT_US = 1.0, 0.22, 5.0, 1.0, 0.12
 
 
 def choose_splits(
@@ -182,9 +182,9 @@ def choose_splits(
         for splits in range(1, max(1, min(-(-work // (2 * warps)), -(-2 * slots // ctas))) + 1):
             launched = ctas * splits
             share = max(2 * warps, -(-work // splits)) if splits > 1 else work
-            rounds = -(-share // warps)
-            warps_there = warps * min(resident, -(-launched // multiprocessors))
-            time = -(-launched // slots) * (rounds * (_ROUND_US + _WARP_US * warps_there) + _ENDS_US)
+            ctas_there = min(resident, -(-launched // multiprocessors))
+            time = -(-share // warps) * _ROUND_US + share * ctas_there * _TILE_US + _ENDS_US
+            time *= -(-launched // slots)
             found.append((time + (_MERGE_US + _SPLIT_US * splits if splits > 1 else 0.0), splits, warps))
     _, splits, warps = min(found)
     return Splits(ctas, splits, 2 * warps, warps)
