@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from nbfmha.bench.decode import OUR_BITS, OURS, PEER_BITS, Row
+from nbfmha.bench.decode import CACHES, OUR_BITS, PEER_BITS, Row
 from nbfmha.kv_layout import CacheLayout
 from nbfmha.viz import style
 
@@ -16,6 +16,7 @@ PARTS = {"codes": "codes", "scales": "scales", "recent": "ring, 16 bits", "sinks
 _PART_COLOURS = (style.BLUE, "#9fc1d8", style.ORANGE, "#eeb983", style.GREEN)
 _LINE_COLOURS = (style.BLUE, style.ORANGE, style.GREEN, style.RED)
 _PEER_COLOURS = ("#9fc1d8", style.BLUE, style.FAINT, style.GREEN)
+_OUR_COLOURS = (style.ORANGE, "#eeb983")
 
 
 def sequence_bytes(layout: CacheLayout, length: int) -> dict[str, int]:
@@ -98,8 +99,9 @@ def draw_decode_rows(rows: Sequence[Row], gpu: str) -> Figure:
     """
     names = list(dict.fromkeys(row.name for row in rows))
     shapes = list(dict.fromkeys(row.shape for row in rows))
-    peers = [name for name in names if name != OURS]
-    colours = {name: _PEER_COLOURS[i % len(_PEER_COLOURS)] for i, name in enumerate(peers)} | {OURS: style.ORANGE}
+    peers = [name for name in names if name not in CACHES]
+    colours = {name: _PEER_COLOURS[i % len(_PEER_COLOURS)] for i, name in enumerate(peers)}
+    colours |= dict(zip(CACHES, _OUR_COLOURS, strict=True))
     figure = style.new_figure(15, 1.4 + 0.8 * len(shapes), f"decode, one query token a sequence, on {gpu}")
     panels = (
         ("microseconds", "graph_us", "{:.0f}"),
