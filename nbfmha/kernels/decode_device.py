@@ -39,12 +39,12 @@ from nbfmha.kv_layout import BLOCK
 from nbfmha.recipe import TILE_N
 
 (
-    SLOT, KV_HEAD, LENGTH, POSITION, FIRST_ROW, SINK_TILES, SINK_STOP, RING_FIRST, SIXTEEN_TILES, STOP,
+    SLOT, KV_HEAD, LENGTH, POSITION, FIRST_ROW, SINK_TILES, SINK_STOP, RING_FIRST, RING_PLACE, SIXTEEN_TILES, STOP,
     FIRST_FACTOR,
 ) = range(FRAME - len(FACTORS) + 1)  # fmt: skip
 """Words of the frame: slot; head of K and V; tokens of the sequence; position of the first query; first row; tiles in 16
-bits that are sinks; where the sinks end; where the ring begins; the split's tiles in 16 bits; where the sequence's tokens
-in NVFP4 end; ``FACTORS``."""
+bits that are sinks; where the sinks end; where the ring's tokens begin, and their place in it; the split's tiles in 16
+bits; where the sequence's tokens in NVFP4 end; ``FACTORS``."""
 
 
 def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, pages: str, warps: int):
@@ -244,9 +244,13 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         """K or V of such a tile."""
         in_sinks, token, stop = find_sixteen(frame, tile)
         sequence = u32(recall(frame, SLOT)) * u32(num_heads_kv) + u32(recall(frame, KV_HEAD))
-        places = i32(recent_tokens + i32(BLOCK))
-        row = i64(sequence) * i64(u32(sink_tokens if in_sinks else places))
-        row += i64(u32(token) if in_sinks else u32(token) % u32(places))
+        places, place = i32(sink_tokens), token
+        if not in_sinks:
+            places = i32(recent_tokens + i32(BLOCK))
+            place = i32(recall(frame, RING_PLACE) + i32(token - recall(frame, RING_FIRST)))
+            if place >= places:
+                place = i32(place - places)
+        row = i64(sequence) * i64(u32(places)) + i64(u32(place))
         load_rows(smem, sinks if in_sinks else recent, row * i64(2 * head_dim), i32(stop - token), lane)
 
     @cuda.jit(device=True, forceinline=True)
@@ -282,18 +286,17 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         pack_rows(p, acc_s)
 
     @cuda.jit(device=True, forceinline=True)
-    def table_of(paged, frame, table_width):
-        slot = i64(recall(frame, SLOT))
-        return slot * i64(table_width) if paged != i32(0) else i64(-1) - slot
+    def table_of(paged, slot, table_width):
+        return i64(slot) * i64(table_width) if paged != i32(0) else i64(-1) - i64(slot)
 
     @cuda.jit(device=True, forceinline=True)
-    def find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, first_n, stop_n, stage, lane):
+    def find_pages(tables, table_at, kv_head, num_heads_kv, page_size, first_n, stop_n, stage, lane):
         """Pages, with the head as one index, and places of 32 tiles of the warp: a look-up takes as long as a load."""
         token = i32(first_n + i32(TILE_N * warps) * lane)
         cuda.syncwarp()  # nobody reads the last ones any more
         if token < stop_n:
-            page, place = find_page(tables, table_of(paged, frame, table_width), page_size, token)
-            index = index_of(page, num_heads_kv, recall(frame, KV_HEAD))
+            page, place = find_page(tables, table_at, page_size, token)
+            index = index_of(page, num_heads_kv, kv_head)
             store_shared(stage + u32(at_pages) + u32(8) * u32(lane), index)
             store_shared(stage + u32(at_pages + 4) + u32(8) * u32(lane), u32(place))
         cuda.syncwarp()
@@ -322,8 +325,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, turn, lane
         ):  # fmt: skip
             load(
-                stage, codes, scales, tables, table_of(paged, frame, table_width), recall(frame, KV_HEAD), num_heads_kv,
-                page_size, first_n, recall(frame, STOP), lane,
+                stage, codes, scales, tables, table_of(paged, recall(frame, SLOT), table_width), recall(frame, KV_HEAD),
+                num_heads_kv, page_size, first_n, recall(frame, STOP), lane,
             )  # fmt: skip
 
     @cuda.jit(device=True, forceinline=True)
@@ -419,19 +422,24 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             keep(frame, SINK_TILES, sink_tiles)
             keep(frame, SINK_STOP, sink_stop)
             keep(frame, RING_FIRST, ring_first)
+            keep(frame, RING_PLACE, i32(u32(ring_first) % u32(recent_tokens + i32(BLOCK))))
             keep(frame, SIXTEEN_TILES, sixteen)
             keep(frame, STOP, stop)
             for i in unroll(n_factors):
                 keep(frame, FIRST_FACTOR + i, FACTORS[i])
-        cuda.syncthreads()
 
+        # K's first tiles before the barrier, and without the frame, which others read after it
         first_n, stop_n = i32(begin + (own_from + warp) * i32(TILE_N)), i32(begin + own_to * i32(TILE_N))
         if whole:
-            find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, first_n, stop_n, stage, lane)
-        load_next(
-            load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
-            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, stop_n, i32(0), lane,
-        )  # fmt: skip
+            find_pages(
+                tables, table_of(paged, slot, table_width), kv_head, num_heads_kv, page_size, first_n, stop_n, stage, lane
+            )
+            if first_n < stop_n:
+                load_tile(
+                    load_k, stage, k_codes, k_scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n,
+                    i32(0), lane,
+                )  # fmt: skip
+        commit()
         wait_but_newest()  # Q is there, and is prepared while K comes
         cuda.syncthreads()
         b = cuda.local.array((q_tiles, k_steps, 2), u32)
@@ -440,6 +448,11 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         quantize_q(plain, own_q, thread)
         cuda.syncthreads()
         load_q(b, sfb, own_q, lane)
+        if not whole or first_n >= stop_n:
+            load_next(
+                load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
+                page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, stop_n, i32(0), lane,
+            )  # fmt: skip
         # not before, or every warp's K would wait for V of others
         load_next(
             load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
@@ -469,7 +482,10 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         while first_n < stop_n:
             next_n, turn = i32(first_n + i32(TILE_N * warps)), i32(turn + i32(1))
             if whole and (turn & i32(31)) == i32(0):
-                find_pages(tables, paged, frame, table_width, num_heads_kv, page_size, next_n, stop_n, stage, lane)
+                find_pages(
+                    tables, table_of(paged, recall(frame, SLOT), table_width), recall(frame, KV_HEAD), num_heads_kv,
+                    page_size, next_n, stop_n, stage, lane,
+                )  # fmt: skip
             wait_but_newest()  # K is there
             cuda.syncwarp()
             compute_scores(acc_s, b, sfb, own_q, stage, frame, again(lane))

@@ -22,7 +22,7 @@ RESIDENT_WARPS = {
 }  # fmt: skip
 """Warps whose registers an SM holds at once, by head_dim and query tiles: 16 have 128 registers a thread, 12 168, 8 255."""
 CTA_WARPS = (4, 8, 16)
-FRAME = 10 + len(FACTORS)
+FRAME = 11 + len(FACTORS)
 """Words of what a CTA seldom needs; registers are scarce."""
 
 

@@ -31,12 +31,12 @@ def make_load_rows(head_dim: int):
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def load_rows(smem, source, at, count, lane):
-        own, own_row = u32(lane), u32(lane) // u32(chunks)
+        own, own_row, rows = u32(lane), u32(lane) // u32(chunks), u32(count)
         to, at = u32(16) * (own ^ own_row), at + i64(u32(16) * own)
         for i in unroll(passes):
             cp_async_16(
                 smem + (to ^ u32(16 * (rows_a_pass * i % 8))) + u32(512 * i), source, at + i64(512 * i),
-                u32(16) if own_row + u32(rows_a_pass * i) < u32(count) else u32(0),
+                u32(16) if u32(own_row + u32(rows_a_pass * i)) < rows else u32(0),
             )  # fmt: skip
 
     return load_rows
