@@ -10,9 +10,9 @@ split without tokens writes an LSE of -inf.
 
 ==============  ====================================================================================================
 NVFP4 tile      ``cp.async`` by each warp to one place for K and one for V: K of its next tile comes while V is computed
-                with, V while K is (:mod:`tile_paged`). Q K^T by f16 MMAs of widened codes (``dequant``) or by the
-                block-scale MMA with Q quantised here (``blockscale``); V^T P^T by f16 MMAs of widened codes
-                (:mod:`paged_products`). Tokens [sink_tokens, quantized_tokens)
+                with, V while K is (:mod:`tile_paged`). S^T = K Q^T by f16 MMAs of widened codes (``dequant``) or by the
+                block-scale MMA with Q quantised here (``blockscale``); O^T = V^T P^T by f16 MMAs of widened codes
+                (:mod:`paged_products`): queries are the columns of both. Tokens [sink_tokens, quantized_tokens)
 16-bit tile     16 tokens of sinks or ring, in place and turn of an NVFP4 tile, by MMAs in the call's format
                 (:mod:`tile_sixteen`); all in one split: that in which the NVFP4 tiles end, or the one after
 scores          of NVFP4 tiles without q . km, which all tokens of a row share; 16-bit tiles start from -q . km; the LSE,
@@ -25,7 +25,8 @@ in f16 and the order of the codes (or its codes), q . km, K and V of each warp. 
 sm_120a. head_dim 64, 128, 256.
 
 Few rows leave the registers to sixteen warps an SM, whose loads and whose dependent instructions hide each other's waits;
-one place for K and one for V a warp is then enough to have 70 KiB of an SM on their way at any time.
+one place for K and one for V a warp is then enough to have 70 KiB of an SM on their way at any time. What comes before the
+first load nothing hides: Q is asked for first, then the slot, the length and a warp's pages, one after the other.
 """
 
 from __future__ import annotations
