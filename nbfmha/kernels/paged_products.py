@@ -72,6 +72,29 @@ def _make_widen_word():
     return widen_word
 
 
+def _make_widen_rows():
+    """Device function ``(a: u32[2, 4], low, low_scale, high, high_scale, factors)``: the A fragments of two k steps, of a
+    word of row g (``low``) and one of row g + 8, each times its scale."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, widen_word = types.uint32, _make_widen_word()
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def widen_rows(a, low, low_scale, high, high_scale, factors):
+        rows = cuda.local.array((2, 4), u32)
+        widen_word(low, low_scale, factors, rows[0])
+        widen_word(high, high_scale, factors, rows[1])
+        for step in unroll(2):
+            for r in unroll(4):
+                a[step, r] = rows[r % 2, 2 * step + r // 2]
+
+    return widen_rows
+
+
 def make_qk_widened(stage: PagedStage, q_tiles: int):
     """Device function ``(acc_s: f32[q_tiles, 4, 4], q_smem, stage, factors, lane)``: adds the scores, ``UNIT`` times too
     small. Q: rows of f16 in ``channel_order``, at the pitch of :mod:`tile_16bit`. factors: ``FACTORS``."""
@@ -86,7 +109,7 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
     ffi, ldmatrix_x4, load, load_u16, prmt = dev.ffi, dev.ldmatrix_x4, dev.ld_shared_u32, dev.ld_shared_u16, dev.prmt_b32
     low_twice, high_twice = dev.mov_b32_low_twice, dev.mov_b32_high_twice
     f16x2_e4m3x2, load_words = dev.cvt_rn_f16x2_e4m3x2, dev.ld_shared_v4_u32 if stage.words == 4 else dev.ld_shared_v2_u32
-    mma, widen_word = dev.mma_m16n8k16_f16, _make_widen_word()
+    mma, widen_rows = dev.mma_m16n8k16_f16, _make_widen_rows()
     head_dim, words, chunks, swizzle = stage.head_dim, stage.words, stage.chunks, make_swizzle(stage)
     at_sfk, sfk_block, q_pitch = stage.sfk, stage.sfk_block, row_pitch(stage.head_dim)
     slabs, sfk_pitch, two_scales = head_dim // (32 * words), head_dim // 16, words == 4
@@ -102,16 +125,12 @@ def make_qk_widened(stage: PagedStage, q_tiles: int):
     @unrolled
     def multiply(acc_s, b, m, w, low, low_scale, high, high_scale, factors):
         """Rows g (``low``) and g + 8 of m tile m, k steps 2 w and 2 w + 1."""
-        a = cuda.local.array(4, u32)
-        rows = cuda.local.array((2, 4), u32)
-        widen_word(low, low_scale, factors, rows[0])
-        widen_word(high, high_scale, factors, rows[1])
+        a = cuda.local.array((2, 4), u32)
+        widen_rows(a, low, low_scale, high, high_scale, factors)
         for step in unroll(2):
-            for r in unroll(4):
-                a[r] = rows[r % 2, 2 * step + r // 2]
             for i in unroll(q_tiles):
                 c = ffi.from_buffer(acc_s[i, m])
-                mma(c, ffi.from_buffer(a), ffi.from_buffer(b[i, w, 2 * step :]), c)
+                mma(c, ffi.from_buffer(a[step]), ffi.from_buffer(b[i, w, 2 * step :]), c)
 
     # scales of the lane's 32 channels, one in each half of a register; or of its 16, in both halves
     if two_scales:
@@ -232,23 +251,19 @@ def make_pv(stage: PagedStage, q_tiles: int):
     u32 = types.uint32
     ffi, load_v2, load_v4, prmt = dev.ffi, dev.ld_shared_v2_u32, dev.ld_shared_v4_u32, dev.prmt_b32
     low_twice, high_twice = dev.mov_b32_low_twice, dev.mov_b32_high_twice
-    f16x2_e4m3x2, mma, widen_word = dev.cvt_rn_f16x2_e4m3x2, dev.mma_m16n8k16_f16, _make_widen_word()
+    f16x2_e4m3x2, mma, widen_rows = dev.cvt_rn_f16x2_e4m3x2, dev.mma_m16n8k16_f16, _make_widen_rows()
     at_v, at_sfv, head_dim = stage.v, stage.sfv, stage.head_dim
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def multiply(acc, p, w, low, low_scale, high, high_scale, factors):
         """Channels g (``low``) and g + 8 of the quad's 16, tokens of k steps 2 w and 2 w + 1."""
-        a = cuda.local.array(4, u32)
-        b = cuda.local.array((2, 4), u32)
-        widen_word(low, low_scale, factors, b[0])
-        widen_word(high, high_scale, factors, b[1])
+        a = cuda.local.array((2, 4), u32)
+        widen_rows(a, low, low_scale, high, high_scale, factors)
         for step in unroll(2):
-            for r in unroll(4):
-                a[r] = b[r % 2, 2 * step + r // 2]
             for i in unroll(q_tiles):
                 c = ffi.from_buffer(acc[i])
-                mma(c, ffi.from_buffer(a), ffi.from_buffer(p[i, u32(2) * w + u32(step)]), c)
+                mma(c, ffi.from_buffer(a[step]), ffi.from_buffer(p[i, u32(2) * w + u32(step)]), c)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled

@@ -107,11 +107,6 @@ extern "C" __device__ void cp_async_cg_16(u32 smem_address, const unsigned char 
                : "memory");
 }
 
-extern "C" __device__ void cp_async_ca_8(u32 smem_address, const unsigned char *base, i64 offset, u32 src_bytes) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(smem_address), "l"(base + offset), "r"(src_bytes)
-               : "memory");
-}
-
 extern "C" __device__ void cp_async_ca_4(u32 smem_address, const unsigned char *base, i64 offset, u32 src_bytes) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(smem_address), "l"(base + offset), "r"(src_bytes)
                : "memory");
@@ -149,5 +144,3 @@ extern "C" __device__ void cp_async_commit_group() { asm volatile("cp.async.comm
 extern "C" __device__ void cp_async_wait_group_0() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
 extern "C" __device__ void cp_async_wait_group_1() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
-
-extern "C" __device__ void cp_async_wait_group_2() { asm volatile("cp.async.wait_group 2;" ::: "memory"); }
