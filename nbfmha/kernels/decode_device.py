@@ -14,15 +14,15 @@ NVFP4 tile      ``cp.async`` by each warp to one place for K and one for V: K of
                 block-scale MMA with Q quantised here (``blockscale``); O^T = V^T P^T by f16 MMAs of widened codes
                 (:mod:`paged_products`): queries are the columns of both. Tokens [sink_tokens, quantized_tokens)
 16-bit tile     16 tokens of sinks or ring, in place and turn of an NVFP4 tile, by MMAs in the call's format
-                (:mod:`tile_sixteen`); all in one split: that in which the NVFP4 tiles end, or the one after
+                (:mod:`tile_sixteen`)
 scores          of NVFP4 tiles without q . km, which all tokens of a row share; 16-bit tiles start from -q . km; the LSE,
                 and the argument of a softcap, get it back
 ==============  ====================================================================================================
 
-Lengths, tables and slots are read here, on the device, which divides each sequence: a launch depends on them through the
-number of splits alone, and a sequence longer than the host thought makes its splits longer. smem, dynamic: Q as it came, Q
-in f16 and the order of the codes (or its codes), q . km, K and V of each warp. ``dequant`` needs sm_80, ``blockscale``
-sm_120a. head_dim 64, 128, 256.
+Lengths, tables and slots are read here, on the device, which divides each sequence (:mod:`decode_share`): a launch depends
+on them through the number of splits alone, and a sequence longer than the host thought makes its splits longer. smem,
+dynamic: Q as it came, Q in f16 and the order of the codes (or its codes), q . km, K and V of each warp. ``dequant`` needs
+sm_80, ``blockscale`` sm_120a. head_dim 64, 128, 256.
 
 Few rows leave the registers to sixteen warps an SM, whose loads and whose dependent instructions hide each other's waits;
 one place for K and one for V a warp is then enough to have 70 KiB of an SM on their way at any time. What comes before the
@@ -60,6 +60,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     from nbfmha.kernels import (
         decode_merge,
         decode_query,
+        decode_share,
         out_columns,
         paged_products,
         softmax,
@@ -87,7 +88,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     stats_bytes, chunks, codes_bytes = 8 * cta_rows, head_dim // 4, cta_rows * head_dim // 2
     k_unit = 1.0 if blockscale else UNIT
 
-    token_of = decode_query.make_token_of()
+    token_of, share = decode_query.make_token_of(), decode_share.make_share()
     fetch_queries, fetch_mean, prepare_queries = decode_query.make_load_queries(
         head_dim, dtype, q_tiles, threads, not blockscale
     )
@@ -388,31 +389,12 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         heads = i32(num_heads_kv * group)
         all_rows = i64(batch_size) * i64(q_len) * i64(heads)
 
-        # tokens of this tile of rows: in 16 bits [.., sink_stop) and [ring_first, length), in NVFP4 [begin, stop)
+        # the split's tiles: those in NVFP4, then those in 16 bits; warps take them in turn
         position = i32(length - q_len)
         first_position = i32(position + token_of(first_row, group, q_len))
-        seen_from = i32(max(i32(first_position - window_left), i32(0)))
-        stop = i32(max(i32(length - recent_tokens), i32(0)))
-        if recent_tokens > i32(0):
-            stop &= i32(-BLOCK)
-        begin = i32(i32(max(seen_from, sink_tokens)) & i32(-TILE_N))
-        tiles = i32(max(i32(stop - max(begin, sink_tokens)), i32(0)))
-        tiles = i32((stop - begin + i32(TILE_N - 1)) >> i32(6)) if tiles > i32(0) else i32(0)
-        sink_stop = i32(min(sink_tokens, length))
-        sink_tiles = i32(u32(sink_stop + i32(SIXTEEN - 1)) // u32(SIXTEEN)) if seen_from < sink_stop else i32(0)
-        ring_first = i32(max(max(stop, sink_tokens), i32(seen_from & i32(-SIXTEEN))))
-        ring_tiles = i32(u32(max(i32(length - ring_first), i32(0)) + i32(SIXTEEN - 1)) // u32(SIXTEEN))
-        sixteen = i32(sink_tiles + ring_tiles)
-        own_from, own_to, sixteen_split = i32(0), tiles, i32(0)
-        if num_splits > i32(1):
-            share = i32(max(split_tiles, i32(u32(tiles + sixteen + num_splits - i32(1)) // u32(num_splits))))
-            own_from = i32(min(i32(split * share), tiles))
-            own_to = i32(min(i32(own_from + share), tiles))
-            sixteen_split = i32(u32(tiles + max(sixteen, i32(1)) - i32(1)) // u32(share))
-            sixteen_split = i32(min(sixteen_split, i32(num_splits - i32(1))))
-        # the split's tiles: those in NVFP4 from own_from to own_to, then those in 16 bits; warps take them in turn
-        if split != sixteen_split:
-            sixteen = i32(0)
+        begin, stop, own_from, own_to, sink_stop, sink_tiles, ring_first, sixteen = share(
+            length, first_position, window_left, recent_tokens, sink_tokens, num_splits, split, split_tiles
+        )
         partial = num_splits > i32(1)
         if thread == i32(0):
             keep(frame, SLOT, slot)
