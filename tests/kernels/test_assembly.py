@@ -132,11 +132,11 @@ def make_call(name, arguments):
     # the snippet's parameters, each as an expression over the kernel's own
     expressions = []
     for position, kind in enumerate(arguments):
-        pointer = {"f32*": "f", "u32*": "u", "u8*": "b"}.get(kind)
+        pointer = {"f32*": "f", "u32*": "u", "u8*": "b", "i32*": "i"}.get(kind)
         constant = f"types.{kinds[position].name}(0)" if not pointer else ""
         expressions.append(pointer or (constant if kind == "u16" else f"types.{kinds[position].name}(u[{position}])"))
     result = "u[8] = types.uint32(" if name_returns(name) else "("
-    source = f"def call(f, u, b):\n    {result}function({', '.join(expressions)}))\n"
+    source = f"def call(f, u, b, i):\n    {result}function({', '.join(expressions)}))\n"
     namespace = {"function": function, "types": types, "cuda": cuda}
     exec(source, namespace)
     return namespace["call"]
@@ -166,6 +166,6 @@ def name_returns(name):
 def test_every_snippet_assembles_for_the_oldest_target_that_has_it(name):
     only_120a = ("mxf4nvf4", "f8f6f4", "b4x16")
     target = "sm_120a" if any(part in name for part in only_120a) else "sm_80"
-    compiled = Kernel(make_call, ("f32*", "u32*", "u8*"), {"name": name, "arguments": PROTOTYPES[name][0]})
+    compiled = Kernel(make_call, ("f32*", "u32*", "u8*", "i32*"), {"name": name, "arguments": PROTOTYPES[name][0]})
     assert "call" in compiled.ptx(target)
     assert_nothing_spilled(compiled, target)
