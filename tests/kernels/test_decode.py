@@ -31,7 +31,7 @@ CALLS = [
     Call(EDGES),
     Call(EDGES, q_len=3, heads=(2, 1), num_splits=3),
     Call((300, 81), num_splits=9),
-    Call((700, 130, 1500), heads=(16, 2), num_splits=None, page_size=256),
+    Call((700, 130, 1500), heads=(16, 2), num_splits=None),
     Call((1000, 300, 90), q_len=4, options={"window": (200, None)}, num_splits=20),
     Call((600, 100), q_len=2, options={"window": (70, 5), "softmax_scale": 0.3}, heads=(2, 2)),
     Call((600, 100), recent=16, sink_tokens=0, q_len=8),
@@ -53,9 +53,22 @@ CALLS = [
 ]
 
 
-@pytest.fixture(params=["blockscale", "dequant", pytest.param("gpu", marks=pytest.mark.gpu)])
+GPU = pytest.param("gpu", marks=pytest.mark.gpu)
+
+
+@pytest.fixture(params=["blockscale", "dequant", GPU])
 def device(request):
     """The PTX for sm_120a or sm_90a on this CPU, or a GPU."""
+    return make_device(request)
+
+
+@pytest.fixture(params=["blockscale", pytest.param("dequant", marks=SLOW), GPU])
+def device_of_wide_pages(request):
+    """The same for pages of more than a tile, which have a kernel of their own."""
+    return make_device(request)
+
+
+def make_device(request):
     if request.param == "gpu":
         return GpuDevice(request.getfixturevalue("gpu"))
     return EmulatedDevice("sm_120a" if request.param == "blockscale" else "sm_90a")
@@ -78,6 +91,11 @@ def assert_decoded(got_out, got_lse, out, lse, dtype="float16"):
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_equals_attention_on_what_the_cache_stands_for(device, call):
     assert_decoded(*run(device, call), dtype=call.dtype)
+
+
+def test_pages_of_several_tiles(device_of_wide_pages):
+    call = Call((700, 130, 1500), heads=(16, 2), num_splits=None, page_size=256)
+    assert_decoded(*run(device_of_wide_pages, call))
 
 
 @pytest.mark.parametrize("num_splits", [1, 3])
@@ -220,7 +238,8 @@ class TestContiguous:
             pytest.param(80, (65, 80), 2, {}, marks=SLOW),
         ],
     )
-    def test_equals_attention_on_what_they_stand_for(self, device, tokens, lengths, q_len, options):
+    def test_equals_attention_on_what_they_stand_for(self, device_of_wide_pages, tokens, lengths, q_len, options):
+        device = device_of_wide_pages
         batch = 2 if lengths is None else len(lengths)
         q, k, v = self.inputs(batch, (2, 2), tokens, q_len)
         on_device = tuple(x.with_arrays(device.to_device) for x in (k, v))
