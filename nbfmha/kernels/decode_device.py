@@ -363,7 +363,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         stage = pool + u32(warp_bytes) * u32(warp)
 
-        # a division takes as long as thirty other instructions, and nothing is on its way yet: few of them, where needed
+        # a division is twenty instructions in a row, and nothing is on its way yet: few of them, where needed
         cta, split = u32(cuda.blockIdx.x), i32(0)
         if num_splits > i32(1):
             split, cta = i32(cta % u32(num_splits)), u32(cta // u32(num_splits))
