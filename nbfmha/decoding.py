@@ -119,8 +119,8 @@ def decode(
         # an emulated machine has no time to win, and each number of warps is a kernel to compile
         cta_warps=sizes.CTA_WARPS[:1] if place.kind == "emulated" else sizes.CTA_WARPS,
     )  # fmt: skip
-    if splits.ctas * splits.num_splits > 2**31 - 1:
-        raise ValueError(message("q", "small enough for 2^31 - 1 CTAs", splits.ctas * splits.num_splits, "split the batch"))
+    if problem.batch > sizes.MAX_BATCH:
+        raise ValueError(message("q", f"of at most {sizes.MAX_BATCH} sequences", problem.batch, "split the batch"))
     if seq_ids is not None:
         seq_ids = _integers("seq_ids", seq_ids, q, shape[0], arrays.lengths.shape[0] - 1, place)
     if sinks is not None:

@@ -26,10 +26,11 @@ def runs_kernels(array: object) -> bool:
 def launch(
     kernel: Kernel, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple, smem_bytes: int = 0
 ) -> None:
-    """Queue a launch on the GPU, or run the kernel on the emulated machine: wherever ``arguments[0]``, an array, lies.
+    """Queue a launch on the GPU, or run the kernel on the emulated machine: wherever the arrays among the arguments lie.
     ``smem_bytes``: dynamic shared memory."""
-    if isinstance(arguments[0], EmulatedArray):
-        arguments[0].machine.launch(kernel, grid, block, arguments, smem_bytes)
+    emulated = next((argument for argument in arguments if isinstance(argument, EmulatedArray)), None)
+    if emulated is not None:
+        emulated.machine.launch(kernel, grid, block, arguments, smem_bytes)
     else:
         kernel.launch(grid, block, arguments, smem_bytes=smem_bytes)
 

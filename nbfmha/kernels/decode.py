@@ -9,6 +9,7 @@ from typing import Any
 from nbfmha import gpu_arrays
 from nbfmha.gpu_arrays import Launch
 from nbfmha.kernels.decode_device import make_decode
+from nbfmha.kernels.decode_share import NO_LIMIT
 from nbfmha.kernels.decode_sizes import RESIDENT_WARPS, Layout, Memory, Splits, q_tiles_of, row_tiles_of
 from nbfmha.kernels.tile_paged import pages_of
 from nbfmha.kv_layout import CacheArrays
@@ -17,12 +18,13 @@ from ptx_inline.toolchain import Kernel
 
 IMPLEMENTATIONS = ("blockscale", "dequant")
 MAX_QUERIES = 16
-NO_LIMIT = 1 << 30  # of a window's side
 
-#: Types of: out, lse; part, part_lse; q and the arrays of ``CacheArrays`` up to k_mean, as bytes; lengths, tables,
-#: seq_ids; sinks; tickets; 4 flags; batch_size ... window_left; softmax_scale, cap.
+#: Types of: seq_ids, lengths, tables; q, k_mean, k_codes, k_scales as bytes; 2 flags, num_splits ... window_left; v_codes
+#: to v_sinks as bytes; out, lse; part, part_lse; sinks; tickets; 2 flags, batch_size; softmax_scale, cap. What is needed
+#: first stands first: constant memory comes in lines of 64 bytes, for each of which all warps wait.
 SIGNATURE = (
-    "u32*", "f32*", "u32*", "f32*", *("u8*",) * 10, *("i32*",) * 3, "f32*", "u32*", *("i32",) * 16, "f32", "f32"
+    *("i32*",) * 3, *("u8*",) * 4, *("i32",) * 12, *("u8*",) * 6, "u32*", "f32*", "u32*", "f32*", "f32*", "u32*",
+    *("i32",) * 3, "f32", "f32",
 )  # fmt: skip
 
 
@@ -66,24 +68,25 @@ def launch_of(
     group, head_dim = problem.qhead_per_kvhead, layout.head_dim
     rows = problem.seqlen_q * group
     q_tiles, warps, (left, _) = q_tiles_of(head_dim, rows), splits.warps, problem.bounds
-    held = (
-        arrays.k_codes, arrays.k_scales, arrays.v_codes, arrays.v_scales, arrays.k_recent, arrays.v_recent,
-        arrays.k_sinks, arrays.v_sinks, arrays.k_mean, arrays.lengths, arrays.block_tables,
+    part, part_lse = parts or (None, None)
+    window_left = NO_LIMIT if left is None else min(left, NO_LIMIT)
+    given = (
+        seq_ids, arrays.lengths, arrays.block_tables, q, arrays.k_mean, arrays.k_codes, arrays.k_scales,
+        int(seq_ids is not None), int(arrays.lengths is not None), splits.num_splits, row_tiles_of(head_dim, rows),
+        problem.seqlen_q, layout.num_heads_kv, group, layout.page_size,
+        0 if seq_ids is None else arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens, window_left,
+        arrays.v_codes, arrays.v_scales, arrays.k_recent, arrays.v_recent, arrays.k_sinks, arrays.v_sinks,
+        out, lse, part, part_lse, sinks, tickets, int(lse is not None), int(sinks is not None), problem.batch,
+        problem.softmax_scale, problem.softcap or 0.0,
     )  # fmt: skip
-    arrays_or_none = (lse, *(parts or (None, None)), q, *held, seq_ids, sinks, tickets)
-    arguments = (
-        out, *(0 if array is None else array for array in arrays_or_none),
-        *(int(x is not None) for x in (lse, sinks, seq_ids, arrays.lengths)),
-        problem.batch, splits.num_splits, splits.tiles, row_tiles_of(head_dim, rows), problem.seqlen_q,
-        layout.num_heads_kv, group, layout.page_size,
-        0 if seq_ids is None else arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens,
-        NO_LIMIT if left is None else min(left, NO_LIMIT), problem.softmax_scale, problem.softcap or 0.0,
-    )  # fmt: skip
+    arguments = tuple(0 if argument is None else argument for argument in given)
     general = problem.softcap is not None or problem.softmax_scale <= 0
     pages = pages_of(layout.page_size)
     kernel = decode_kernel(implementation, head_dim, layout.dtype, q_tiles, general, pages, warps)
     smem_bytes = Memory(implementation, head_dim, q_tiles).bytes(warps)
-    return Launch(kernel, (splits.ctas * splits.num_splits,), (32 * warps,), arguments, smem_bytes)
+    # heads first: their parts of a page are neighbours in memory
+    grid = splits.ctas // problem.batch, splits.num_splits, problem.batch
+    return Launch(kernel, grid, (32 * warps,), arguments, smem_bytes)
 
 
 def decode(

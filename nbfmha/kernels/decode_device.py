@@ -73,7 +73,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
-    ffi, commit, to_shared, prefetch = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32, dev.prefetch_global_l2
+    ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
     wait_but_newest = dev.cp_async_wait_group_1
     load_shared, store_shared, float_of, unknown = (
         dev.ld_shared_u32, dev.st_shared_u32, dev.mov_f32_b32, dev.unknown_u32
@@ -85,10 +85,10 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         memory.q_tile, memory.shifts, memory.mean, memory.frame, memory.warps, memory.stage.v, memory.pages,
         memory.warp_bytes,
     )  # fmt: skip
-    stats_bytes, chunks, codes_bytes = 8 * cta_rows, head_dim // 4, cta_rows * head_dim // 2
+    chunks, codes_bytes = head_dim // 4, cta_rows * head_dim // 2
     k_unit = 1.0 if blockscale else UNIT
 
-    token_of, share = decode_query.make_token_of(), decode_share.make_share()
+    token_of, begin_of, share = decode_query.make_token_of(), decode_share.make_begin(), decode_share.make_share()
     fetch_queries, fetch_mean, prepare_queries = decode_query.make_load_queries(
         head_dim, dtype, q_tiles, threads, not blockscale
     )
@@ -111,10 +111,13 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     )  # fmt: skip
     general_rows, weights_rows = softmax_columns.make_general_columns(1), softmax_columns.make_weights_columns(1)
     clear, store_result = make_clear_accumulator(), out_columns.make_store_result(head_dim, q_tiles)
-    merge_warps = decode_merge.make_merge_warps(head_dim, dtype, warps)
-    (gather, finish), take_ticket = (
-        decode_merge.make_merge_splits(head_dim, dtype), dev.atom_acq_rel_gpu_global_inc_u32
+    parts, take_ticket = decode_merge.parts_of(warps), dev.atom_acq_rel_gpu_global_inc_u32
+    first_item, place_of_item, part_of, meet = decode_merge.make_items(head_dim, warps)
+    gather_warps, gather_splits, finish = (
+        decode_merge.make_gather_warps(head_dim, warps, q_tiles), decode_merge.make_gather_splits(head_dim, warps),
+        decode_merge.make_finish(head_dim, dtype),
     )  # fmt: skip
+    stats_of = decode_merge.make_stats_of(q_tiles)
 
     # Q K^T of a tile, and Q as it reads it. Numba types every branch, so each implementation is its functions
     if blockscale:
@@ -198,11 +201,11 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
     @cuda.jit(device=True, forceinline=True)
     def places_of(query, kv_head, group, batch, q_len, heads):
-        """(head, row of ``out``, place of the LSE) of a row of the sequence's and head's."""
+        """(head, row of ``out``, place of the LSE) of a row of the sequence's and head's. 32 bits: no memory has 2^32 rows
+        of 128 bytes."""
         token = token_of(query, group, q_len)
         head = i32(kv_head * group + query - token * group)
-        row = (i64(batch) * i64(q_len) + i64(token)) * i64(heads) + i64(head)
-        return head, row, (i64(batch) * i64(heads) + i64(head)) * i64(q_len) + i64(token)
+        return head, u32((batch * q_len + token) * heads + head), u32((batch * heads + head) * q_len + token)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -292,15 +295,18 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         return i64(slot) * i64(table_width) if paged != i32(0) else i64(-1) - i64(slot)
 
     @cuda.jit(device=True, forceinline=True)
-    def find_pages(tables, table_at, kv_head, num_heads_kv, page_size, first_n, stop_n, stage, lane):
-        """Pages, with the head as one index, and places of 32 tiles of the warp: a look-up takes as long as a load."""
-        token = i32(first_n + i32(TILE_N * warps) * lane)
-        cuda.syncwarp()  # nobody reads the last ones any more
-        if token < stop_n:
-            page, place = find_page(tables, table_at, page_size, token)
-            index = index_of(page, num_heads_kv, kv_head)
-            store_shared(stage + u32(at_pages) + u32(8) * u32(lane), index)
-            store_shared(stage + u32(at_pages + 4) + u32(8) * u32(lane), u32(place))
+    def look_up(tables, table_at, table_tokens, page_size, first_n, step_n, lane):
+        """(page, place in it) of one of 32 tiles of the warp: a look-up takes as long as a load. As far as the table goes,
+        whatever the length: it may not be there yet."""
+        token = u32(u32(first_n) + u32(step_n) * u32(lane))
+        return find_page(tables, table_at, page_size, i32(min(token, u32(table_tokens - u32(1)))))
+
+    @cuda.jit(device=True, forceinline=True)
+    def keep_pages(page, place, kv_head, num_heads_kv, stage, lane):
+        """Pages, with the head as one index, and places of 32 tiles."""
+        at = stage + u32(at_pages) + u32(8) * u32(lane)
+        store_shared(at, index_of(page, num_heads_kv, kv_head))
+        store_shared(at + u32(4), u32(place))
         cuda.syncwarp()
 
     @cuda.jit(device=True, forceinline=True)
@@ -348,52 +354,58 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             load_sixteen(at_rows, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, again(lane))
         commit()
 
+    @cuda.jit(device=True, forceinline=True)
+    def shift2_of(shifts, row, softmax_scale, cap):
+        """What is yet to be added to a row's logarithm, in log2 units: with a softcap the shift is in the scores."""
+        if general and cap != f32(0):
+            return f32(0)
+        return float_of(load_shared(shifts + u32(4) * u32(row))) * softmax_scale * f32(LOG2E)
+
     @unrolled
     def decode(
-        out, lse, part, part_lse, q, k_codes, k_scales, v_codes, v_scales, k_recent, v_recent, k_sinks, v_sinks, k_mean,
-        lengths, tables, seq_ids, sinks, tickets, has_lse, has_sinks, paged, has_lengths, batch_size, num_splits,
-        split_tiles, row_tiles, q_len, num_heads_kv, group, page_size, table_width, recent_tokens, sink_tokens, window_left,
-        softmax_scale, cap,
+        seq_ids, lengths, tables, q, k_mean, k_codes, k_scales, paged, has_lengths, num_splits, row_tiles, q_len,
+        num_heads_kv, group, page_size, table_width, recent_tokens, sink_tokens, window_left, v_codes, v_scales, k_recent,
+        v_recent, k_sinks, v_sinks, out, lse, part, part_lse, sinks, tickets, has_lse, has_sinks, batch_size, softmax_scale,
+        cap,
     ):  # fmt: skip
         plain = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
         own_q, shifts, frame = plain + u32(at_q_tile), plain + u32(at_shifts), plain + u32(at_frame)
         mean, pool = plain + u32(at_mean), plain + u32(at_warps)
-        stats = plain  # when all warps are done with Q
-        thread = i32(cuda.threadIdx.x)
+        thread = i32(unknown(u32(cuda.threadIdx.x)))
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
-        stage = pool + u32(warp_bytes) * u32(warp)
+        stage = unknown(pool + u32(warp_bytes) * u32(warp))
 
-        # a division is twenty instructions in a row, and nothing is on its way yet: few of them, where needed
-        cta, split = u32(cuda.blockIdx.x), i32(0)
-        if num_splits > i32(1):
-            split, cta = i32(cta % u32(num_splits)), u32(cta // u32(num_splits))
-        rows_of = cta  # number of these rows among all
+        kv_head, split, batch = i32(cuda.blockIdx.x), i32(cuda.blockIdx.y), i32(cuda.blockIdx.z)
+        slot, length, table_tokens = batch, page_size, u32(page_size)
+        if paged != i32(0):
+            slot, table_tokens = i32(seq_ids[batch]), u32(u32(table_width) * u32(page_size))
+        rows_of = i64(batch) * i64(cuda.gridDim.x) + i64(kv_head)  # number of these rows among all
         row_tile = i32(0)
-        if row_tiles > i32(1):
-            row_tile, cta = i32(cta % u32(row_tiles)), u32(cta // u32(row_tiles))
-        batch = i32(cta // u32(num_heads_kv))
-        kv_head = i32(i32(cta) - batch * num_heads_kv)
+        if row_tiles > i32(1):  # a division is twenty instructions in a row, and nothing is on its way yet
+            row_tile, kv_head = i32(u32(kv_head) % u32(row_tiles)), i32(u32(kv_head) // u32(row_tiles))
         first_row, rows = i32(row_tile * i32(cta_rows)), i32(q_len * group)
         # Q first, else it would come after the first tiles of all CTAs
         fetch_queries(plain, q, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread)
-        slot, length = batch, page_size
-        if paged != i32(0):
-            slot = i32(seq_ids[batch])
-            at = i64(i32(32) * thread)
-            if at < i64(table_width):  # lines of the table, while the length comes
-                prefetch(tables, i64(slot) * i64(table_width) + at)
-        fetch_mean(mean, k_mean, paged, kv_head, num_heads_kv, slot, thread)
-        commit()
         if has_lengths != i32(0):
             length = i32(lengths[slot])
+        fetch_mean(mean, k_mean, paged, kv_head, num_heads_kv, slot, thread)
+        commit()
         heads = i32(num_heads_kv * group)
-        all_rows = i64(batch_size) * i64(q_len) * i64(heads)
+        all_rows = u32(batch_size * q_len * heads)
 
-        # the split's tiles: those in NVFP4, then those in 16 bits; warps take them in turn
+        begin = begin_of(length, i32(token_of(first_row, group, q_len) - q_len), window_left, sink_tokens)
+        first_n = i32(begin + i32(warp * num_splits + split) * i32(TILE_N))
+        ahead = i32(num_splits * i32(warps))  # the warp's next tile is so many tiles away
+        step_n = i32(ahead * i32(TILE_N))
+        page, page_place = i32(0), i32(0)
+        if whole:
+            page, page_place = look_up(
+                tables, table_of(paged, slot, table_width), table_tokens, page_size, first_n, step_n, lane
+            )
         position = i32(length - q_len)
         first_position = i32(position + token_of(first_row, group, q_len))
-        begin, stop, own_from, own_to, sink_stop, sink_tiles, ring_first, sixteen = share(
-            length, first_position, window_left, recent_tokens, sink_tokens, num_splits, split, split_tiles
+        stop, stop_n, sink_stop, sink_tiles, ring_first, sixteen = share(
+            length, first_position, begin, window_left, recent_tokens, sink_tokens
         )
         partial = num_splits > i32(1)
         if thread == i32(0):
@@ -412,16 +424,13 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 keep(frame, FIRST_FACTOR + i, FACTORS[i])
 
         # K's first tiles before the barrier, and without the frame, which others read after it
-        first_n, stop_n = i32(begin + (own_from + warp) * i32(TILE_N)), i32(begin + own_to * i32(TILE_N))
         if whole:
-            find_pages(
-                tables, table_of(paged, slot, table_width), kv_head, num_heads_kv, page_size, first_n, stop_n, stage, lane
-            )
-            if first_n < stop_n:
-                load_tile(
-                    load_k, stage, k_codes, k_scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n,
-                    i32(0), lane,
-                )  # fmt: skip
+            keep_pages(page, page_place, kv_head, num_heads_kv, stage, lane)
+        if whole and first_n < stop_n:
+            load_tile(
+                load_k, stage, k_codes, k_scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n,
+                i32(0), lane,
+            )  # fmt: skip
         commit()
         wait_but_newest()  # Q is there, and is prepared while K comes
         cuda.syncthreads()
@@ -463,12 +472,13 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         full_to = i32(min(i32(first_position + i32(1)), stop))
         turn = i32(0)
         while first_n < stop_n:
-            next_n, turn = i32(first_n + i32(TILE_N * warps)), i32(turn + i32(1))
+            next_n, turn = i32(first_n + step_n), i32(turn + i32(1))
             if whole and (turn & i32(31)) == i32(0):
-                find_pages(
-                    tables, table_of(paged, recall(frame, SLOT), table_width), recall(frame, KV_HEAD), num_heads_kv,
-                    page_size, next_n, stop_n, stage, lane,
-                )  # fmt: skip
+                page, page_place = look_up(
+                    tables, table_of(paged, recall(frame, SLOT), table_width), table_tokens, page_size, next_n, step_n, lane
+                )
+                cuda.syncwarp()  # nobody reads the last ones any more
+                keep_pages(page, page_place, recall(frame, KV_HEAD), num_heads_kv, stage, lane)
             wait_but_newest()  # K is there
             cuda.syncwarp()
             compute_scores(acc_s, b, sfb, own_q, stage, frame, again(lane))
@@ -499,13 +509,13 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         scale = f32(1) if general else softmax_scale * f32(LOG2E)
         tile = i32(i32(first_n - stop_n) >> i32(6))  # the turn goes on
         while tile < recall(frame, SIXTEEN_TILES):
-            ahead = i32(tile + i32(warps))
+            next_tile = i32(tile + ahead)
             wait_but_newest()
             cuda.syncwarp()
             score_sixteen(acc_s, plain, stage, shifts, lane)
             cuda.syncwarp()
-            if ahead < recall(frame, SIXTEEN_TILES):
-                load_sixteen(stage, k_sinks, k_recent, ahead, frame, num_heads_kv, sink_tokens, recent_tokens, lane)
+            if next_tile < recall(frame, SIXTEEN_TILES):
+                load_sixteen(stage, k_sinks, k_recent, next_tile, frame, num_heads_kv, sink_tokens, recent_tokens, lane)
             commit()
             weigh_sixteen(
                 acc_o, row_max, row_sum, acc_s, p, tile, frame, group, q_len, window_left, shifts, scale, softmax_scale,
@@ -515,62 +525,64 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             cuda.syncwarp()
             pv_rows(acc_o, p, stage + u32(at_v), lane)
             cuda.syncwarp()
-            if ahead < recall(frame, SIXTEEN_TILES):
+            if next_tile < recall(frame, SIXTEEN_TILES):
                 load_sixteen(
-                    stage + u32(at_v), v_sinks, v_recent, ahead, frame, num_heads_kv, sink_tokens, recent_tokens, lane
+                    stage + u32(at_v), v_sinks, v_recent, next_tile, frame, num_heads_kv, sink_tokens, recent_tokens, lane
                 )
             commit()
-            tile = ahead
+            tile = next_tile
 
-        cuda.syncthreads()  # the results take the place of Q and of the tiles
-        store_result(stage, stats + u32(stats_bytes) * u32(warp), acc_o, row_max, row_sum, lane)
+        stats = stage + u32(at_pages) + stats_of(u32(warp) // u32(warps // parts))
+        store_result(stage, stats, acc_o, row_max, row_sum, lane)
+
+        # what an item needs is worked out before the barrier, at which most warps wait
+        items = i32(i32(min(i32(cta_rows), i32(rows - first_row))) * i32(chunks))
+        item, own_part, has_sink = first_item(thread), part_of(lane), has_sinks != i32(0) and not partial
+        target, target_lse = part if partial else out, part_lse if partial else lse
+        row, chunk = place_of_item(item)
+        head, at, lse_row = places_of(i32(first_row + row), kv_head, group, batch, q_len, heads)
+        shift2, split_at = f32(0), u32(split) * all_rows
+        if item < items:
+            shift2 = shift2_of(shifts, row, softmax_scale, cap)
+        values = cuda.local.array(4, f32)
+        state = cuda.local.array(2, f32)
         cuda.syncthreads()
-        for i in range(thread, cta_rows * chunks, threads):
-            row, chunk = i32(u32(i) // u32(chunks)), i32(u32(i) % u32(chunks))
-            query = i32(first_row + row)
-            if query < rows:
-                head, at, lse_row = places_of(query, kv_head, group, batch, q_len, heads)
-                shift2 = f32(0)
-                if not general or cap == f32(0):  # with a softcap the shift is in the scores
-                    shift2 = float_of(load_shared(shifts + u32(4) * u32(row))) * softmax_scale * f32(LOG2E)
+        while item < items:
+            gather_warps(values, state, pool, u32(warp_bytes), pool + u32(at_pages), row, chunk, own_part)
+            meet(values, state)
+            if own_part == i32(0):
                 sink2 = f32(0)
-                has_sink = has_sinks != i32(0) and not partial
                 if has_sink:
                     sink2 = sinks[head] * f32(LOG2E)
-                part_row = i64(split) * all_rows + at
-                merge_warps(
-                    part if partial else out, part_lse if partial else lse, pool, u32(warp_bytes), stats,
-                    u32(stats_bytes), row, chunk, part_row, part_row if partial else lse_row, shift2, has_sink,
-                    sink2, partial or has_lse != i32(0), partial,
+                finish(
+                    target, target_lse, values, state, split_at + at, chunk, split_at + at if partial else lse_row,
+                    has_sink, sink2, shift2, partial or has_lse != i32(0), partial,
                 )  # fmt: skip
+            item = i32(item + i32(threads // parts))
+            if item < items:
+                row, chunk = place_of_item(item)
+                head, at, lse_row = places_of(i32(first_row + row), kv_head, group, batch, q_len, heads)
+                shift2 = shift2_of(shifts, row, softmax_scale, cap)
 
         if partial:  # the CTA that is done last merges the splits of these rows
             cuda.syncthreads()
             if thread == i32(0):
-                before = take_ticket(tickets, i64(rows_of), u32(num_splits - i32(1)))
+                before = take_ticket(tickets, rows_of, u32(num_splits - i32(1)))
                 store_shared(plain, u32(1) if before == u32(num_splits - i32(1)) else u32(0))
             cuda.syncthreads()
             if load_shared(plain) != u32(0):
-                # the warps share the rows, and the splits of a row where there are more of them
-                here, at_once = i32(min(i32(cta_rows), i32(rows - first_row))), i32(1)
-                while at_once < min(here, i32(warps)):
-                    at_once = i32(at_once + at_once)
-                pieces, piece = i32(u32(warps) // u32(at_once)), i32(u32(warp) // u32(at_once))
-                for base in range(i32(0), here, at_once):
-                    row = i32(i32(base) + i32(warp & i32(at_once - i32(1))))
-                    query = i32(first_row + row)
-                    head, at, lse_row = places_of(query, kv_head, group, batch, q_len, heads)
-                    if row < here:
-                        gather(stage, part, part_lse, piece, pieces, num_splits, all_rows, at, lane)
-                    cuda.syncthreads()
-                    if row < here and piece == i32(0):
-                        sink = f32(0)
+                for item in range(first_item(thread), items, i32(threads // parts)):
+                    row, chunk = place_of_item(item)
+                    head, at, lse_row = places_of(i32(first_row + row), kv_head, group, batch, q_len, heads)
+                    gather_splits(values, state, part, part_lse, num_splits, all_rows, at, chunk, part_of(lane))
+                    meet(values, state)
+                    if part_of(lane) == i32(0):
+                        sink2 = f32(0)
                         if has_sinks != i32(0):
-                            sink = sinks[head]
+                            sink2 = sinks[head] * f32(LOG2E)
                         finish(
-                            out, lse, stage, u32(warp_bytes) * u32(at_once), pieces, at, lse_row, has_sinks != i32(0), sink,
-                            has_lse != i32(0), lane,
+                            out, lse, values, state, at, chunk, lse_row, has_sinks != i32(0), sink2, f32(0),
+                            has_lse != i32(0), False,
                         )  # fmt: skip
-                    cuda.syncthreads()
 
     return decode

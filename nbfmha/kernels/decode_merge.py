@@ -2,8 +2,11 @@
 
     lse = log(sum of exp(lse_s) [+ exp(sink)]),  out = sum of exp(lse_s - lse) out_s
 
-What has seen no token has an LSE of -inf and no weight, whatever its ``out`` holds; a row of nothing else is 0 with an LSE
-of -inf (its sink where there is one).
+What has seen no token has an LSE of -inf, or a sum of 0, and no weight; a row of nothing else is 0 with an LSE of -inf (its
+sink where there is one).
+
+A lane has four channels of one row, and the results of every ``parts``-th warp or split: the lanes of a warp that have the
+same channels then merge theirs by shuffles. One lane with all results would wait for each of them, while others idle.
 """
 
 from __future__ import annotations
@@ -13,15 +16,79 @@ from nbfmha.kernels.out_columns import result_pitch
 LOG2E = 1.4426950408889634
 
 
-def make_merge_warps(head_dim: int, dtype: str, warps: int):
-    """Device function ``(out, lse, smem, warp_bytes, stats, stats_bytes, row, chunk, out_row, lse_row, shift2, has_sink,
-    sink2, has_lse, partial)``: four channels of one row, from ``4 chunk`` on, of all warps' results.
+def parts_of(warps: int) -> int:
+    """Lanes that share the results of a CTA's warps, or of the splits: four warps each."""
+    return max(warps // 4, 1)
 
-    shift2: what is added to the row's logarithm, in log2 units, as ``sink2``, a part of the denominator where ``has_sink``.
-    out: u32*, f32 where ``partial``, else of ``dtype``; ``out_row``, ``lse_row``: i64. A row that saw no key is 0 with an
-    LSE of -inf.
-    """
+
+def make_stats_of(q_tiles: int):
+    """Device function ``(part) -> u32``: where the (maximum, sum) pairs of the warps of a part stand in the 256 bytes that
+    they have: what lanes of different parts read at once lies in different banks, as far as there is room."""
+    from numba import cuda
+    from numba.core import types
+
+    u32 = types.uint32
+
+    @cuda.jit(device=True, forceinline=True)
+    def stats_of(part):
+        return (u32(part) * u32(64 * q_tiles)) & u32(255)
+
+    return stats_of
+
+
+def make_items(head_dim: int, warps: int):
+    """Device functions of how rows and chunks of four channels are shared by a CTA's threads:
+
+    ``first(thread) -> i32``: the lane's first item; its next ones are ``32 * warps / parts`` further each. ``place(item) ->
+    (row, chunk)``. ``part(lane) -> i32``: which results it has; ``meet(values: f32[4], state: f32[2])``: (maximum, sum) and
+    values in its units, of all parts."""
     import numpy as np
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, u32, i32 = types.float32, types.uint32, types.int32
+    max_f32, ex2, bfly = dev.max_f32, dev.ex2_approx_ftz_f32, dev.shfl_sync_bfly_f32
+    chunks, parts = head_dim // 4, parts_of(warps)
+    items, steps = 32 // parts, parts.bit_length() - 1  # items of a warp at once; halvings
+
+    @cuda.jit(device=True, forceinline=True)
+    def first(thread):
+        return i32((thread >> i32(5)) * i32(items) + (thread & i32(items - 1)))
+
+    @cuda.jit(device=True, forceinline=True)
+    def place(item):
+        return i32(u32(item) // u32(chunks)), i32(u32(item) % u32(chunks))
+
+    @cuda.jit(device=True, forceinline=True)
+    def part(lane):
+        return i32(u32(lane) // u32(items))
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def meet(values, state):
+        most = state[0]
+        for i in unroll(steps):
+            most = max_f32(most, bfly(most, u32(items << i)))
+        factor = ex2(state[0] - (most if most > f32(-np.inf) else f32(0)))
+        state[0], state[1] = most, state[1] * factor
+        for j in unroll(4):
+            values[j] = values[j] * factor
+        for i in unroll(steps):
+            state[1] = state[1] + bfly(state[1], u32(items << i))
+            for j in unroll(4):
+                values[j] = values[j] + bfly(values[j], u32(items << i))
+
+    return first, place, part, meet
+
+
+def make_gather_warps(head_dim: int, warps: int, q_tiles: int):
+    """Device function ``(values: f32[4], state: f32[2], smem, warp_bytes, stats, row, chunk, part)``: four channels of one
+    row, from ``4 chunk`` on, of the warps of a part, and their (maximum, sum).
+
+    smem, stats: of the first warp, the next one's ``warp_bytes`` behind them; its pairs at ``stats_of``."""
     from numba import cuda
     from numba.core import types
 
@@ -29,68 +96,46 @@ def make_merge_warps(head_dim: int, dtype: str, warps: int):
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
-    f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
+    f32, u32 = types.float32, types.uint32
     ffi, load_v2, load_v4, max_f32, fma = (
         dev.ffi, dev.ld_shared_v2_u32, dev.ld_shared_v4_u32, dev.max_f32, dev.fma_rn_f32
     )  # fmt: skip
-    ex2, lg2, rcp = dev.ex2_approx_ftz_f32, dev.lg2_approx_f32, dev.rcp_approx_ftz_f32
-    float_of, bits_of = dev.mov_f32_b32, dev.mov_b32_f32
-    store_v4, store_v2 = dev.st_global_v4_u32, dev.st_global_v2_u32
-    pack = dev.cvt_rn_bf16x2_f32 if dtype == "bfloat16" else dev.cvt_rn_f16x2_f32
-    pitch = result_pitch(head_dim)
+    ex2, float_of = dev.ex2_approx_ftz_f32, dev.mov_f32_b32
+    pitch, each, stats_of = result_pitch(head_dim), warps // parts_of(warps), make_stats_of(q_tiles)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def merge_warps(
-        out, lse, smem, warp_bytes, stats, stats_bytes, row, chunk, out_row, lse_row, shift2, has_sink, sink2, has_lse,
-        partial,
-    ):  # fmt: skip
-        two = cuda.local.array(2, u32)
-        four = cuda.local.array(4, u32)
-        maxima = cuda.local.array(warps, f32)
-        sums = cuda.local.array(warps, f32)
-        values = cuda.local.array(4, f32)
-        own_sink = sink2 - shift2 if has_sink else f32(-np.inf)
-        largest = max_f32(f32(softmax.LOWEST), own_sink)
-        for w in unroll(warps):
-            load_v2(ffi.from_buffer(two), stats + u32(w) * stats_bytes + u32(8) * u32(row))
-            maxima[w], sums[w] = float_of(two[0]), float_of(two[1])
-            largest = max_f32(largest, maxima[w])
-        total = ex2(own_sink - largest)
+    def gather_warps(values, state, smem, warp_bytes, stats, row, chunk, part):
+        pairs = cuda.local.array((each, 2), u32)
+        words = cuda.local.array((each, 4), u32)
+        own = u32(part) * u32(each) * warp_bytes
+        own_stats = stats + own + stats_of(part) + u32(8) * u32(row)
+        own += smem + u32(row) * u32(pitch) + u32(16) * u32(chunk)
+        largest = f32(softmax.LOWEST)
+        for w in unroll(each):
+            load_v2(ffi.from_buffer(pairs[w]), own_stats + u32(w) * warp_bytes)
+            load_v4(ffi.from_buffer(words[w]), own + u32(w) * warp_bytes)
+        for w in unroll(each):
+            largest = max_f32(largest, float_of(pairs[w, 0]))
+        state[0], state[1] = largest, f32(0)
         for i in unroll(4):
             values[i] = f32(0)
-        for w in unroll(warps):
-            weight = ex2(maxima[w] - largest)
-            total = fma(sums[w], weight, total)
-            load_v4(ffi.from_buffer(four), smem + u32(w) * warp_bytes + u32(row) * u32(pitch) + u32(16) * u32(chunk))
+        for w in unroll(each):
+            weight = ex2(float_of(pairs[w, 0]) - largest)
+            state[1] = fma(float_of(pairs[w, 1]), weight, state[1])
             for i in unroll(4):
-                values[i] = fma(float_of(four[i]), weight, values[i])
-        factor = f32(0) if total == f32(0) else rcp(total)  # 1 or more, for the row's maximum is among its terms
-        for i in unroll(4):
-            values[i] = values[i] * factor
-        at = out_row * i64(head_dim) + i64(i32(4) * chunk)
-        if partial:
-            store_v4(out, at, bits_of(values[0]), bits_of(values[1]), bits_of(values[2]), bits_of(values[3]))
-        else:
-            store_v2(out, at >> i64(1), pack(values[1], values[0]), pack(values[3], values[2]))
-        if has_lse and chunk == i32(0):
-            log_sum = (largest + lg2(total) + shift2) * f32(1 / LOG2E)
-            lse[lse_row] = f32(-np.inf) if total == f32(0) else log_sum
+                values[i] = fma(float_of(words[w, i]), weight, values[i])
 
-    return merge_warps
+    return gather_warps
 
 
-def make_merge_splits(head_dim: int, dtype: str):
-    """Device functions of a CTA's warps, four channels a lane in turn, with a barrier between them:
+def make_gather_splits(head_dim: int, warps: int):
+    """Device function ``(values: f32[4], state: f32[2], part, part_lse, num_splits, all_rows, row, chunk, own)``: four
+    channels of one row, from ``4 chunk`` on, of splits ``own``, ``own`` + ``parts_of(warps)``, ..., and their (maximum,
+    sum), log2.
 
-    ``gather(smem, part: u32*, part_lse, first, step, num_splits, all_rows, row, lane)``: splits ``first``, ``first`` +
-    ``step``, ... of one row to the warp's place in shared memory: (maximum, sum) of the LSEs, and ``out`` times that sum.
-
-    ``finish(out: u32*, lse, smem, warp_bytes, pieces, row, lse_row, has_sink, sink, has_lse, lane)``: a row of what
-    ``pieces`` warps have gathered, whose places begin at ``smem``, ``warp_bytes`` apart.
-
-    part, part_lse: f32, (num_splits, all_rows, head_dim) and (num_splits, all_rows), of which ``row`` (i64) is merged. out:
-    of ``dtype``, (all_rows, head_dim); ``lse_row``: i64, place of the LSE. Bytes: 4 (head_dim + 1) a split.
+    part, part_lse: f32 (as u32*, f32*), (num_splits, all_rows, head_dim) and (num_splits, all_rows), of which ``row`` (u32)
+    is meant. Bytes: 4 (head_dim + 1) a split.
     """
     import numpy as np
     from numba import cuda
@@ -100,98 +145,91 @@ def make_merge_splits(head_dim: int, dtype: str):
     from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
-    ffi, load_v4, load_shared_v4, load_shared_v2 = (
-        dev.ffi, dev.ld_global_v4_u32, dev.ld_shared_v4_u32, dev.ld_shared_v2_u32
+    ffi, load_v4, max_f32, fma, ex2, float_of = (
+        dev.ffi, dev.ld_global_v4_u32, dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32, dev.mov_f32_b32
     )  # fmt: skip
-    store_shared_v4, store_shared_v2, store_v2 = dev.st_shared_v4_u32, dev.st_shared_v2_u32, dev.st_global_v2_u32
-    max_f32, fma, ex2, lg2 = dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32, dev.lg2_approx_f32
-    float_of, bits_of = dev.mov_f32_b32, dev.mov_b32_f32
-    pack = dev.cvt_rn_bf16x2_f32 if dtype == "bfloat16" else dev.cvt_rn_f16x2_f32
-    groups, owners, together = max(head_dim // 128, 1), min(head_dim // 4, 32), 8
+    parts, together = parts_of(warps), 4  # splits that are on their way at once
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def add(values, state, other, other_sum, words, present):
-        """One more result of log2 weight ``other``, sum ``other_sum`` and values ``words``, if it is there."""
-        most = max_f32(state[0], other) if present else state[0]
-        origin = most if most > f32(-np.inf) else f32(0)
-        factor, weight = ex2(state[0] - origin), ex2(other - origin) if present else f32(0)
-        state[0], state[1] = most, fma(other_sum, weight, state[1] * factor)
-        for g in unroll(groups):
-            for i in unroll(4):
-                x = float_of(words[g, i]) if weight > f32(0) else f32(0)  # what has no weight may hold anything
-                values[g, i] = fma(x, weight, values[g, i] * factor)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def add_splits(values, state, part, part_lse, first, step, num_splits, all_rows, row, lane):
-        """Eight splits: what is loaded of them is on its way at once."""
-        words = cuda.local.array((together, groups, 4), u32)
+    def add_splits(values, state, part, part_lse, first, num_splits, all_rows, row, chunk):
+        words = cuda.local.array((together, 4), u32)
         weights = cuda.local.array(together, f32)
         for j in unroll(together):
-            split = i64(min(i32(first + i32(j) * step), i32(num_splits - i32(1))))
-            at = split * i64(all_rows) + row
-            weights[j] = part_lse[at] * f32(LOG2E)
-            for g in unroll(groups):
-                if lane < i32(owners):
-                    load_v4(ffi.from_buffer(words[j, g]), part, at * i64(head_dim) + i64(i32(4) * lane + i32(128 * g)))
+            at = i64(u32(min(i32(first + i32(parts * j)), i32(num_splits - i32(1)))) * all_rows + row)
+            weights[j] = part_lse[at]
+            load_v4(ffi.from_buffer(words[j]), part, at * i64(head_dim) + i64(i32(4) * chunk))
+        most = state[0]
         for j in unroll(together):
-            add(values, state, weights[j], f32(1), words[j], i32(first + i32(j) * step) < num_splits)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def clear(values, state):
-        state[0], state[1] = f32(-np.inf), f32(0)
-        for g in unroll(groups):
+            weights[j] = weights[j] * f32(LOG2E) if i32(first + i32(parts * j)) < num_splits else f32(-np.inf)
+            most = max_f32(most, weights[j])
+        origin = most if most > f32(-np.inf) else f32(0)
+        factor = ex2(state[0] - origin)
+        state[0], state[1] = most, state[1] * factor
+        for i in unroll(4):
+            values[i] = values[i] * factor
+        for j in unroll(together):
+            weights[j] = ex2(weights[j] - origin)
+            state[1] = state[1] + weights[j]
             for i in unroll(4):
-                values[g, i] = f32(0)
+                values[i] = fma(float_of(words[j, i]), weights[j], values[i])
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def gather(smem, part, part_lse, first, step, num_splits, all_rows, row, lane):
-        values = cuda.local.array((groups, 4), f32)
-        state = cuda.local.array(2, f32)
-        clear(values, state)
-        while first < num_splits:
-            add_splits(values, state, part, part_lse, first, step, num_splits, all_rows, row, lane)
-            first = i32(first + i32(together) * step)
-        if lane == i32(0):
-            store_shared_v2(smem + u32(4 * head_dim), bits_of(state[0]), bits_of(state[1]))
-        if lane < i32(owners):
-            for g in unroll(groups):
-                store_shared_v4(
-                    smem + u32(16) * u32(lane) + u32(512 * g), bits_of(values[g, 0]), bits_of(values[g, 1]),
-                    bits_of(values[g, 2]), bits_of(values[g, 3]),
-                )  # fmt: skip
+    def gather_splits(values, state, part, part_lse, num_splits, all_rows, row, chunk, own):
+        state[0], state[1] = f32(-np.inf), f32(0)
+        for i in unroll(4):
+            values[i] = f32(0)
+        while own < num_splits:
+            add_splits(values, state, part, part_lse, own, num_splits, all_rows, row, chunk)
+            own = i32(own + i32(parts * together))
+
+    return gather_splits
+
+
+def make_finish(head_dim: int, dtype: str):
+    """Device function ``(out: u32*, lse, values: f32[4], state: f32[2], row, chunk, lse_row, has_sink, sink2, shift2,
+    has_lse, partial)``: four channels of one row, from ``4 chunk`` on, divided by their sum, of which 2^sink2 is a part
+    where ``has_sink``; chunk 0 has the LSE.
+
+    shift2: what is added to the row's logarithm, in log2 units. out: f32 where ``partial``, else of ``dtype``, (rows,
+    head_dim), of which ``row`` (u32) is written; ``lse_row``: u32.
+    """
+    import numpy as np
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    f32, i32, i64 = types.float32, types.int32, types.int64
+    max_f32, ex2, lg2, rcp, bits_of = (
+        dev.max_f32, dev.ex2_approx_ftz_f32, dev.lg2_approx_f32, dev.rcp_approx_ftz_f32, dev.mov_b32_f32
+    )  # fmt: skip
+    store_v4, store_v2 = dev.st_global_v4_u32, dev.st_global_v2_u32
+    pack = dev.cvt_rn_bf16x2_f32 if dtype == "bfloat16" else dev.cvt_rn_f16x2_f32
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def add_piece(values, state, smem, lane):
-        words = cuda.local.array((groups, 4), u32)
-        two = cuda.local.array(2, u32)
-        load_shared_v2(ffi.from_buffer(two), smem + u32(4 * head_dim))
-        for g in unroll(groups):
-            load_shared_v4(ffi.from_buffer(words[g]), smem + u32(16) * u32(lane & i32(owners - 1)) + u32(512 * g))
-        add(values, state, float_of(two[0]), float_of(two[1]), words, True)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def finish(out, lse, smem, warp_bytes, pieces, row, lse_row, has_sink, sink, has_lse, lane):
-        values = cuda.local.array((groups, 4), f32)
-        state = cuda.local.array(2, f32)
-        clear(values, state)
+    def finish(out, lse, values, state, row, chunk, lse_row, has_sink, sink2, shift2, has_lse, partial):
         if has_sink:
-            state[0], state[1] = sink * f32(LOG2E), f32(1) if sink > f32(-np.inf) else f32(0)
-        for piece in range(pieces):
-            add_piece(values, state, smem + u32(piece) * warp_bytes, lane)
-        factor = f32(0) if state[1] == f32(0) else f32(1) / state[1]
-        if lane < i32(owners):
-            for g in unroll(groups):
-                at = row * i64(head_dim // 2) + i64(i32(2) * lane + i32(64 * g))
-                low = pack(values[g, 1] * factor, values[g, 0] * factor)
-                store_v2(out, at, low, pack(values[g, 3] * factor, values[g, 2] * factor))
-        if has_lse and lane == i32(0):
-            total = (state[0] + lg2(state[1])) * f32(1 / LOG2E)
-            lse[lse_row] = f32(-np.inf) if state[1] == f32(0) else total
+            most = max_f32(state[0], sink2 - shift2)
+            origin = most if most > f32(-np.inf) else f32(0)
+            factor = ex2(state[0] - origin)
+            state[0], state[1] = most, state[1] * factor + ex2(sink2 - shift2 - origin)
+            for i in unroll(4):
+                values[i] = values[i] * factor
+        # the sum is 1 or more, for the row's maximum is among its terms
+        factor = f32(0) if state[1] == f32(0) else rcp(state[1])
+        for i in unroll(4):
+            values[i] = values[i] * factor
+        at = i64(row) * i64(head_dim) + i64(i32(4) * chunk)
+        if partial:
+            store_v4(out, at, bits_of(values[0]), bits_of(values[1]), bits_of(values[2]), bits_of(values[3]))
+        else:
+            store_v2(out, at >> i64(1), pack(values[1], values[0]), pack(values[3], values[2]))
+        if has_lse and chunk == i32(0):
+            log_sum = (state[0] + lg2(state[1]) + shift2) * f32(1 / LOG2E)
+            lse[i64(lse_row)] = f32(-np.inf) if state[1] == f32(0) else log_sum
 
-    return gather, finish
+    return finish

@@ -62,15 +62,14 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
         at = i64(0)
         if query < rows:
             token = token_of(query, group, q_len)
-            at = (head_at + i64(token) * i64(heads) + i64(i32(query - token * group))) * i64(2 * head_dim)
-            at += i64(chunk) * i64(16)
+            at = i64(u32(head_at + u32(token * heads + query - token * group))) * i64(2 * head_dim) + i64(chunk * u32(16))
         cp_async_16(plain + row * u32(pitch) + u32(16) * chunk, q, at, u32(16) if query < rows else u32(0))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def fetch(plain, q, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread):
         heads = i32(num_heads_kv * group)
-        head_at = i64(batch) * i64(q_len) * i64(heads) + i64(kv_head) * i64(group)
+        head_at = u32(batch * q_len * heads + kv_head * group)  # 32 bits: no memory has 2^32 rows of 128 bytes
         for i in unroll(-(-total // threads)):
             index = u32(u32(thread) + u32(threads * i))
             if threads * (i + 1) <= total or index < u32(total):
@@ -80,7 +79,7 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
     def fetch_mean(mean, k_mean, has_mean, kv_head, num_heads_kv, slot, thread):
         if thread < i32(mean_chunks):
             if has_mean != i32(0):
-                at = (i64(slot) * i64(num_heads_kv) + i64(kv_head)) * i64(4 * head_dim) + i64(thread) * i64(16)
+                at = i64(u32(slot * num_heads_kv + kv_head)) * i64(4 * head_dim) + i64(u32(thread) * u32(16))
                 cp_async_16(mean + u32(16) * u32(thread), k_mean, at, u32(16))
             else:
                 store_v4(mean + u32(16) * u32(thread), u32(0), u32(0), u32(0), u32(0))

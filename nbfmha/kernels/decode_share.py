@@ -5,8 +5,8 @@ in 16 bits      tokens [.., sink_stop), unless a window hides them all, and [rin
 in NVFP4        tokens [sink_tokens, stop), in tiles of 64 from ``begin`` on, a multiple of 64
 ==============  ====================================================================================================
 
-The splits of a sequence have equal numbers of NVFP4 tiles, but for the last; all tiles in 16 bits are those of the split in
-which the NVFP4 tiles end, or of the one after.
+All of them, those in NVFP4 first, are dealt to the splits one by one, and of a split's to its warps: every warp has as many
+as any other, or one less, and where its first one is does not depend on the length unless a window hides tokens.
 """
 
 from __future__ import annotations
@@ -15,13 +15,38 @@ from nbfmha.kernels.tile_sixteen import TOKENS as SIXTEEN
 from nbfmha.kv_layout import BLOCK
 from nbfmha.recipe import TILE_N
 
+NO_LIMIT = 1 << 30
+"""Of a window's side."""
+
+
+def make_begin():
+    """Device function ``(length, offset, window_left, sink_tokens) -> i32``: the first NVFP4 tile's first token, a multiple
+    of 64; ``length + offset``: position of the first query of the CTA's rows. Without a window it waits for no length."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    i32, keep_branch = types.int32, dev.keep_branch
+
+    @cuda.jit(device=True, forceinline=True)
+    def begin_of(length, offset, window_left, sink_tokens):
+        first = sink_tokens
+        if window_left < i32(NO_LIMIT):
+            keep_branch()
+            first = i32(max(i32(length + offset - window_left), first))
+        return i32(first & i32(-TILE_N))
+
+    return begin_of
+
 
 def make_share():
-    """Device function ``(length, first_position, window_left, recent_tokens, sink_tokens, num_splits, split, split_tiles)
-    -> (begin, stop, own_from, own_to, sink_stop, sink_tiles, ring_first, sixteen)``.
+    """Device function ``(length, first_position, begin, window_left, recent_tokens, sink_tokens) -> (stop, stop_n,
+    sink_stop, sink_tiles, ring_first, sixteen)``.
 
-    first_position: of the first query of the CTA's rows. The split has NVFP4 tiles ``own_from`` to ``own_to``, then
-    ``sixteen`` tiles in 16 bits, of which the first ``sink_tiles`` are sinks; at least ``split_tiles`` of the former.
+    first_position: of the first query of the CTA's rows. ``begin``: of ``make_begin``. NVFP4 tiles begin before ``stop_n``,
+    which is a multiple of 64 tokens behind ``begin``; then come ``sixteen`` tiles in 16 bits, of which the first
+    ``sink_tiles`` are sinks.
     """
     from numba import cuda
     from numba.core import types
@@ -29,12 +54,11 @@ def make_share():
     u32, i32 = types.uint32, types.int32
 
     @cuda.jit(device=True, forceinline=True)
-    def share(length, first_position, window_left, recent_tokens, sink_tokens, num_splits, split, split_tiles):
+    def share(length, first_position, begin, window_left, recent_tokens, sink_tokens):
         seen_from = i32(max(i32(first_position - window_left), i32(0)))
         stop = i32(max(i32(length - recent_tokens), i32(0)))
         if recent_tokens > i32(0):
             stop &= i32(-BLOCK)
-        begin = i32(i32(max(seen_from, sink_tokens)) & i32(-TILE_N))
         tiles = i32(max(i32(stop - max(begin, sink_tokens)), i32(0)))
         tiles = i32((stop - begin + i32(TILE_N - 1)) >> i32(6)) if tiles > i32(0) else i32(0)
         sink_stop = i32(min(sink_tokens, length))
@@ -42,15 +66,6 @@ def make_share():
         ring_first = i32(max(max(stop, sink_tokens), i32(seen_from & i32(-SIXTEEN))))
         ring_tiles = i32(u32(max(i32(length - ring_first), i32(0)) + i32(SIXTEEN - 1)) // u32(SIXTEEN))
         sixteen = i32(sink_tiles + ring_tiles)
-        own_from, own_to, sixteen_split = i32(0), tiles, i32(0)
-        if num_splits > i32(1):
-            each = i32(max(split_tiles, i32(u32(tiles + sixteen + num_splits - i32(1)) // u32(num_splits))))
-            own_from = i32(min(i32(split * each), tiles))
-            own_to = i32(min(i32(own_from + each), tiles))
-            sixteen_split = i32(u32(tiles + max(sixteen, i32(1)) - i32(1)) // u32(each))
-            sixteen_split = i32(min(sixteen_split, i32(num_splits - i32(1))))
-        if split != sixteen_split:
-            sixteen = i32(0)
-        return begin, stop, own_from, own_to, sink_stop, sink_tiles, ring_first, sixteen
+        return stop, i32(begin + i32(tiles * i32(TILE_N))), sink_stop, sink_tiles, ring_first, sixteen
 
     return share

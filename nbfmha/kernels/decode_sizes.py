@@ -22,6 +22,8 @@ RESIDENT_WARPS = {
 }  # fmt: skip
 """Warps whose registers an SM holds at once, by head_dim and query tiles: 16 have 128 registers a thread, 12 168, 8 255."""
 CTA_WARPS = (4, 8, 16)
+MAX_BATCH = 65535
+"""Sequences of a call: of a grid's z."""
 FRAME = 11 + len(FACTORS)
 """Words of what a CTA seldom needs; registers are scarce."""
 
@@ -132,11 +134,10 @@ def why_not(layout: Layout, rows: int, implementation: str, target: Target) -> s
 
 @dataclass(frozen=True)
 class Splits:
-    """How a call is divided: CTAs of one split, splits, NVFP4 tiles that a split has at least, and warps of a CTA."""
+    """How a call is divided: CTAs of one split, splits, and warps of a CTA."""
 
     ctas: int
     num_splits: int
-    tiles: int
     warps: int
 
 
@@ -169,7 +170,7 @@ def choose_splits(
         quantised = min(quantised, left + problem.seqlen_q + TILE_N)
     work = -(-quantised // TILE_N) + (layout.sink_tokens + layout.ring_tokens) // SIXTEEN
     if num_splits is not None or not ctas:
-        return Splits(ctas, num_splits or 1, 1, min(cta_warps))
+        return Splits(ctas, num_splits or 1, min(cta_warps))
     memory, limit = Memory(implementation, head_dim, q_tiles), shared_limit(target.name)
     found = []  # (microseconds, splits, warps)
     for warps in cta_warps:
@@ -187,4 +188,4 @@ def choose_splits(
             time *= -(-launched // slots)
             found.append((time + (_MERGE_US + _SPLIT_US * splits if splits > 1 else 0.0), splits, warps))
     _, splits, warps = min(found)
-    return Splits(ctas, splits, 2 * warps, warps)
+    return Splits(ctas, splits, warps)

@@ -1,6 +1,7 @@
 """Decode calls that repeat: the same launches as the first time, and the same refusals."""
 
 import gc
+import inspect
 import re
 import weakref
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import nbfmha
 from nbfmha import decode_plan
 from nbfmha.decode_tickets import tickets_of
 from nbfmha.dispatch import GATE, Unavailable, gate
+from nbfmha.kernels.decode_device import make_decode
 from nbfmha.kv_layout import CacheArrays, CacheLayout
 from ptx_inline.toolchain import Target
 
@@ -69,16 +71,18 @@ def test_a_repeated_call_launches_what_the_first_one_did(fake, options):
 
 
 def test_addresses_are_those_of_each_call(fake):
-    cache = make_cache()
+    cache, kernel = make_cache(), make_decode("dequant", 64, "float16", 1, False, "tile", 4)
+    names = tuple(inspect.signature(kernel).parameters)
     for _ in range(2):
         q, slots, out, sinks = Tensor(SHAPE), ids(), Tensor(SHAPE), Tensor((4,), "torch.float32")
         nbfmha.decode(q, cache, slots, out=out, sinks=sinks, num_splits=3)
         (values,) = (launch.values for launch in fake.launches)
         fake.launches.clear()
-        part, part_lse = values[2:4]
-        assert abs(part_lse - part) >= 4 * 3 * 24 * 64
-        assert values[:5] == [out.data_ptr(), 0, part, part_lse, q.data_ptr()]
-        assert {slots.data_ptr(), sinks.data_ptr(), cache.arrays.k_codes.data_ptr()} <= set(values)
+        given = dict(zip(names, values, strict=True))
+        assert abs(given["part_lse"] - given["part"]) >= 4 * 3 * 24 * 64
+        assert (given["out"], given["lse"], given["q"]) == (out.data_ptr(), 0, q.data_ptr())
+        assert (given["seq_ids"], given["sinks"]) == (slots.data_ptr(), sinks.data_ptr())
+        assert given["k_codes"] == cache.arrays.k_codes.data_ptr()
 
 
 def test_the_stream_is_the_current_one(fake):

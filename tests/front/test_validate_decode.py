@@ -1,6 +1,7 @@
 """``nbfmha validate --what decode``: its cases, what they notice, its table, JSON and plot."""
 
 import functools
+import inspect
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from nbfmha import doctor
 from nbfmha.accuracy import CACHES
 from nbfmha.cli import app
 from nbfmha.emulated import EmulatedArray, Machine
+from nbfmha.kernels.decode_device import make_decode
 from nbfmha.validate import Context, cases_decode, prepare, run_case, select_cases
 from nbfmha.validate import decode_problems as problems
 from nbfmha.validate.implementations import Emulated, Reference, Unavailable, choose
@@ -120,7 +122,8 @@ def without(kernel):
 
 def without_the_last_split(name, arguments, run):
     """The splits are merged when the last one is yet to come."""
-    tickets = arguments[18] if name == "decode" else 0
+    names = list(inspect.signature(make_decode("dequant", 64, "float16", 1, False, "tile", 4)).parameters)
+    tickets = arguments[names.index("tickets")] if name == "decode" else 0
     if isinstance(tickets, EmulatedArray):
         tickets.content[:] = 1
     return run()
