@@ -8,7 +8,6 @@ a literal. The bounds are evaluated from what the function closes over.
 from __future__ import annotations
 
 import ast
-import copy
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -63,17 +62,19 @@ class _Unroller(ast.NodeTransformer):
         written_out = []
         for value in range(*bounds):
             for statement in node.body:
-                replaced = _Replace(node.target.id, value).visit(copy.deepcopy(statement))
-                visited = self.visit(replaced)
+                visited = self.visit(_with_literal(statement, node.target.id, value))
                 written_out += visited if isinstance(visited, list) else [visited]
         return written_out or ast.copy_location(ast.Pass(), node)
 
 
-class _Replace(ast.NodeTransformer):
-    def __init__(self, name: str, value: int):
-        self._name, self._value = name, value
-
-    def visit_Name(self, node: ast.Name):
-        if node.id == self._name and isinstance(node.ctx, ast.Load):
-            return ast.copy_location(ast.Constant(self._value), node)
-        return node
+def _with_literal(part, name: str, value: int):
+    """A copy of a part of a syntax tree, in which ``name`` is a literal where it is read."""
+    if isinstance(part, list):
+        return [_with_literal(item, name, value) for item in part]
+    if not isinstance(part, ast.AST):
+        return part
+    if isinstance(part, ast.Name) and part.id == name and isinstance(part.ctx, ast.Load):
+        return ast.copy_location(ast.Constant(value), part)
+    copied = type(part).__new__(type(part))
+    copied.__dict__.update((field, _with_literal(content, name, value)) for field, content in part.__dict__.items())
+    return copied
