@@ -35,45 +35,72 @@ class Resources:
     shared_bytes: int
 
 
-def to_ltoir(
-    function: Callable, signature: tuple[str, ...], target: Target, launch_bounds: tuple | None
-) -> list[bytes]:
-    """LTO-IR of the kernel and of every snippet that it calls."""
-    from numba import cuda
-    from numba.core import types
+@dataclass(frozen=True)
+class Program:
+    """What Numba makes of a kernel, the same for every target: LLVM IR of the kernel and of each function that it calls,
+    and the snippet files that they need."""
 
-    with _lock, _no_garbage_collection(), _numba_compiles_for(target):
-        objects, _ = cuda.compile_all(
+    modules: tuple[str, ...]
+    files: tuple
+
+
+# Of what Numba writes, nothing that kernels use depends on the GPU from here on.
+_OLDEST = Target(8, 0)
+
+
+def to_llvm(function: Callable, signature: tuple[str, ...], launch_bounds: tuple | None) -> Program:
+    """Numba's part, which takes most of the time."""
+    from numba.core import types
+    from numba.cuda import compiler
+    from numba.cuda.cudadrv.linkable_code import LinkableCode
+
+    from ptx_inline.toolchain.shared_work import llvm_modules, shared_work
+
+    with _lock, _no_garbage_collection(), _without_a_gpu(), shared_work():
+        # what cuda.compile_all does, up to where it needs to know the target
+        library, _ = compiler._compile_pyfunc_with_fixup(
             function,
             types.void(*map(numba_type, signature)),
             device=False,
             abi="numba",
-            cc=target.compute_capability,
-            output="ltoir",
+            cc=_OLDEST.compute_capability,
             launch_bounds=launch_bounds,
+            lto=True,
         )
-    return [item if isinstance(item, bytes) else bytes(item.code) for item in objects]
+        files = map(LinkableCode.from_path_or_obj, library._linking_files)
+        return Program(llvm_modules(library), tuple(sorted(files, key=lambda file: file.name)))
+
+
+def to_ltoir(program: Program, target: Target) -> list[bytes]:
+    """LTO-IR of the kernel with the functions that it calls, and of each snippet file."""
+    from numba.cuda.cudadrv import nvrtc, nvvm
+
+    arch = nvrtc.get_arch_option(*target.compute_capability)
+    with _lock:
+        code = nvvm.compile_ir(list(program.modules), arch=arch, opt=3, **{"gen-lto": None})
+        return [code, *(_snippets_to_ltoir(file.data, file.name, target) for file in program.files)]
+
+
+@cache
+def _snippets_to_ltoir(source: str, name: str, target: Target) -> bytes:
+    from numba.cuda.cudadrv import nvrtc
+
+    code, _ = nvrtc.compile(source, name, target.compute_capability, ltoir=True)
+    return bytes(code.code)
 
 
 @contextmanager
-def _numba_compiles_for(target: Target):
+def _without_a_gpu():
     """Numba asks the current GPU for its architecture when a kernel calls a ``cuda.jit(device=True)`` function, which
-    fails without a driver and is the wrong architecture on another GPU; answer with the target meanwhile. It also has
-    NVRTC compile the same snippet files for every kernel, 20 to 30 ms each; let it do so once a target."""
+    fails without a driver; answer meanwhile."""
     from numba.cuda import dispatcher
-    from numba.cuda.cudadrv import nvrtc
 
-    ask_driver, compile_source = dispatcher.get_current_device, nvrtc.compile
-    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=target.compute_capability)
-    nvrtc.compile = _remembering(compile_source)
+    ask_driver = dispatcher.get_current_device
+    dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=_OLDEST.compute_capability)
     try:
         yield
     finally:
-        dispatcher.get_current_device, nvrtc.compile = ask_driver, compile_source
-
-
-#: ``functools.cache`` of a function: the same one, with the results so far, each time.
-_remembering = cache(cache)
+        dispatcher.get_current_device = ask_driver
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from ptx_inline.toolchain import cache as disk
-from ptx_inline.toolchain.compiler import Resources, entry_name, link_cubin, link_ptx, to_ltoir
+from ptx_inline.toolchain.compiler import Program, Resources, entry_name, link_cubin, link_ptx, to_llvm, to_ltoir
 from ptx_inline.toolchain.disasm import disassemble
 from ptx_inline.toolchain.launcher import ArgumentReader, LoadedKernel, current_device, device_target
 from ptx_inline.toolchain.targets import Target
@@ -162,6 +162,7 @@ class Kernel(CompiledKernel):
         self.launch_bounds = launch_bounds
         for name, value in self.constants.items():
             _check_constant(name, value)
+        self._program: Program | None = None
         self._ltoir: dict[Target, list[bytes]] = {}
         self._ptx: dict[Target, str] = {}
 
@@ -190,8 +191,9 @@ class Kernel(CompiledKernel):
         target = Target.parse(target)
         code = self._ltoir.get(target)
         if code is None:
-            function = self.factory(**self.constants)
-            code = self._ltoir[target] = to_ltoir(function, self.signature, target, self.launch_bounds)
+            if self._program is None:
+                self._program = to_llvm(self.factory(**self.constants), self.signature, self.launch_bounds)
+            code = self._ltoir[target] = to_ltoir(self._program, target)
         return code
 
     def ptx(self, target: str | Target) -> str:

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from ptx_inline.toolchain import Kernel, instruction_mix
-from ptx_inline.toolchain.compiler import entry_name, to_ltoir
+from ptx_inline.toolchain import Kernel, compiler, instruction_mix
+from ptx_inline.toolchain.compiler import entry_name, to_llvm, to_ltoir
 from ptx_inline.toolchain.disasm import InstructionMix
 
 
@@ -75,16 +75,19 @@ def test_a_kernel_in_another_process_is_made_of_the_same():
 
 
 def test_ptx_and_machine_code_are_made_of_one_compilation(cache_directory, monkeypatch):
-    compiled = []
+    read, compiled = [], []
+    monkeypatch.setattr("ptx_inline.toolchain.kernel.to_llvm", lambda *made_of: read.append(made_of) or to_llvm(*made_of))
     monkeypatch.setattr(
-        "ptx_inline.toolchain.kernel.to_ltoir", lambda *arguments: compiled.append(arguments[2]) or to_ltoir(*arguments)
+        "ptx_inline.toolchain.kernel.to_ltoir",
+        lambda program, target: compiled.append(target.name) or to_ltoir(program, target),
     )
     kernel = multiply_add(True)
     assert "fma.rn.f32" in kernel.ptx("sm_90a")
     assert kernel.cubin("sm_90a").startswith(b"\x7fELF")
-    assert [target.name for target in compiled] == ["sm_90a"]
-    kernel.cubin("sm_80")
-    assert [target.name for target in compiled] == ["sm_90a", "sm_80"]
+    assert compiled == ["sm_90a"]
+    assert ".target sm_80" in kernel.ptx("sm_80")
+    assert compiled == ["sm_90a", "sm_80"]
+    assert len(read) == 1, "Numba's part is the same for every target"
 
 
 def test_snippets_are_inlined_into_the_final_ptx(cache_directory):
@@ -121,17 +124,20 @@ def test_an_instruction_that_the_target_lacks_is_named(cache_directory):
 
 
 def test_numba_is_left_as_it_was_found(cache_directory):
+    from numba.core.types.functions import BaseFunction
     from numba.cuda import dispatcher
-    from numba.cuda.cudadrv import nvrtc
 
     from nbfmha.kernels.probe import probe_kernel
 
-    before = dispatcher.get_current_device, nvrtc.compile
+    def patched():
+        return dispatcher.get_current_device, dispatcher.CUDADispatcher.compile_device, BaseFunction.get_call_type
+
+    before = patched()
     assert gc.isenabled()
     multiply_add(True).ltoir("sm_90a")
     with pytest.raises(Exception, match="needs sm_120a"):
         probe_kernel("blockscale").ltoir("sm_90a")
-    assert (dispatcher.get_current_device, nvrtc.compile) == before
+    assert patched() == before
     assert gc.isenabled()
     gc.disable()
     try:
@@ -144,6 +150,7 @@ def test_numba_is_left_as_it_was_found(cache_directory):
 def test_a_snippet_file_is_compiled_once_a_target(cache_directory, monkeypatch):
     from numba.cuda.cudadrv import nvrtc
 
+    compiler._snippets_to_ltoir.cache_clear()
     compiled = []
     compile_source = nvrtc.compile
 
