@@ -67,11 +67,14 @@ def test_ptx_inline_knows_no_attention():
 
 
 def test_toolchain_stands_beside_isa():
-    assert_imports_only(modules("ptx_inline.toolchain"), "numba", "cuda", "ptx_inline.toolchain", "ptx_inline.types")
+    beside = ("ptx_inline.compiling", "ptx_inline.types")
+    assert_imports_only(modules("ptx_inline.toolchain"), "numba", "cuda", "ptx_inline.toolchain", *beside)
+    assert_imports_only(modules(*beside), "numba", *beside)
 
 
 def test_the_emulator_knows_instructions_alone():
-    assert_imports_only(modules("ptx_inline.emu"), "numpy", "numba", "llvmlite", "ptx_inline.emu", "ptx_inline.isa")
+    own = ("ptx_inline.emu", "ptx_inline.isa", "ptx_inline.compiling")
+    assert_imports_only(modules("ptx_inline.emu"), "numpy", "numba", "llvmlite", *own)
 
 
 def test_the_emulator_is_imported_where_it_is_used():
@@ -129,7 +132,7 @@ def test_only_one_module_declares_foreign_functions():
 
 @pytest.mark.parametrize("path", FILES, ids=[NAMES[path] for path in FILES])
 def test_heavy_packages_are_imported_where_they_are_used(path):
-    late = ("ptx_inline.device", "ptx_inline.toolchain.shared_work")
+    late = ("ptx_inline.device", "ptx_inline.toolchain.shared_functions")
     if NAMES[path] in late or within(NAMES[path], "ptx_inline.emu.simt"):
         return  # imported when a kernel is compiled, and by the emulator when something is emulated
     allowed = {"matplotlib"} if within(NAMES[path], "nbfmha.viz") else set()

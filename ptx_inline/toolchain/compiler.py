@@ -3,7 +3,6 @@ or a driver."""
 
 from __future__ import annotations
 
-import gc
 import re
 import threading
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 
+from ptx_inline.compiling import quick_compilation
 from ptx_inline.toolchain.targets import Target
 from ptx_inline.types import numba_type
 
@@ -54,9 +54,9 @@ def to_llvm(function: Callable, signature: tuple[str, ...], launch_bounds: tuple
     from numba.cuda import compiler
     from numba.cuda.cudadrv.linkable_code import LinkableCode
 
-    from ptx_inline.toolchain.shared_work import llvm_modules, shared_work
+    from ptx_inline.toolchain.shared_functions import llvm_modules, shared_functions
 
-    with _lock, _no_garbage_collection(), _without_a_gpu(), shared_work():
+    with _lock, quick_compilation(), _without_a_gpu(), shared_functions():
         # what cuda.compile_all does, up to where it needs to know the target
         library, _ = compiler._compile_pyfunc_with_fixup(
             function,
@@ -101,20 +101,6 @@ def _without_a_gpu():
         yield
     finally:
         dispatcher.get_current_device = ask_driver
-
-
-@contextmanager
-def _no_garbage_collection():
-    """What Numba allocates mostly lives until the kernel is done; walking it again and again takes about a tenth of the
-    compilation."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def link_ptx(ltoir: list[bytes], target: Target) -> str:

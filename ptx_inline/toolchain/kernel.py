@@ -263,7 +263,7 @@ def _check_constant(name: str, value: object) -> None:
 def _source_digest(factory: Callable) -> str:
     """Hash of all source that may reach the kernel: snippets, compiler, and the factory's package, file or cell."""
     digest = hashlib.sha256(inspect.getsource(factory).encode())
-    sources = [_PACKAGE / name for name in ("device.py", "types.py", "unroll.py")]
+    sources = [_PACKAGE / name for name in ("compiling.py", "device.py", "types.py", "unroll.py")]
     sources += [*_PACKAGE.glob("snippets/*.cu"), *_COMPILER.glob("*.py")]
     file = Path(inspect.getsourcefile(factory) or "")
     package = file.parent

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from ptx_inline import compiling
 from ptx_inline.toolchain import Kernel, compiler, instruction_mix
 from ptx_inline.toolchain.compiler import entry_name, to_llvm, to_ltoir
 from ptx_inline.toolchain.disasm import InstructionMix
@@ -145,6 +146,21 @@ def test_numba_is_left_as_it_was_found(cache_directory):
         assert not gc.isenabled(), "the caller's choice"
     finally:
         gc.enable()
+
+
+def test_a_call_is_typed_once(cache_directory, monkeypatch):
+    from numba.core.types.functions import BaseFunction
+
+    asked, ask = [], BaseFunction.get_call_type
+
+    def asking(function, context, args, kws):
+        asked.append((function, args))
+        return ask(function, context, args, kws)
+
+    monkeypatch.setattr(compiling, "_signatures", {})
+    monkeypatch.setattr(BaseFunction, "get_call_type", asking)
+    multiply_add(False).ltoir("sm_80")
+    assert len(asked) == len(set(asked)) > 0
 
 
 def test_a_snippet_file_is_compiled_once_a_target(cache_directory, monkeypatch):

@@ -14,7 +14,7 @@ from ptx_inline.emu import encoding as enc
 from ptx_inline.emu.simt import accesses, barriers, lanes, together
 from ptx_inline.emu.simt import state as s
 from ptx_inline.emu.simt.integers import count_ones
-from ptx_inline.emu.simt.jit import compiled
+from ptx_inline.emu.simt.jit import compiled, quickly
 from ptx_inline.emu.simt.memory import fail
 
 _ALL = np.int64(0xFFFFFFFF)
@@ -491,6 +491,7 @@ def make_run(digest: int, cache: bool):
     alone, but also what the function closes over.
     """
 
+    @quickly
     @njit(nogil=True, error_model="numpy", cache=cache)
     def run(launch_table, worker_table, last, resume):
         """Run CTAs from ``control[NEXT_CTA]`` up to ``last``; returns FINISHED, STOPPED at a breakpoint, or FAILED."""

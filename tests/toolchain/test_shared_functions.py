@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nbfmha.kernels.qk import qk_kernel
-from ptx_inline.toolchain import Kernel, Target, shared_work
+from ptx_inline import compiling
+from ptx_inline.toolchain import Kernel, Target, shared_functions
 from ptx_inline.toolchain.compiler import link_ptx, to_llvm, to_ltoir
 
 SM_90A = Target.parse("sm_90a")
@@ -25,7 +26,7 @@ def compiled(monkeypatch, cache_directory):
         return compile_cuda(function, *args, **kws)
 
     monkeypatch.setattr(dispatcher, "compile_cuda", counting)
-    monkeypatch.setattr(shared_work, "_overloads", {})
+    monkeypatch.setattr(shared_functions, "_overloads", {})
     return names
 
 
@@ -140,6 +141,6 @@ def test_kernels_are_what_they_are_alone(compiled, monkeypatch):
     alone = len(compiled)
     after_another = code(128)
     assert len(compiled) < 2 * alone, "some of it is shared"
-    monkeypatch.setattr(shared_work, "_overloads", {})
-    monkeypatch.setattr(shared_work, "_signatures", {})
+    monkeypatch.setattr(shared_functions, "_overloads", {})
+    monkeypatch.setattr(compiling, "_signatures", {})
     assert code(128) == after_another

@@ -1,10 +1,7 @@
-"""What Numba would do anew for every kernel and every call, done once a process. It changes no instruction.
+"""Device functions that are the same, compiled once a process; it changes no instruction.
 
-Device functions: a factory makes them anew for every kernel. Those of the same code that close over the same are compiled
-once, and their LLVM IR is kept as text.
-
-Calls: Numba looks for the implementation of each operator and built-in function by trying, also where loops that are
-written out ask a hundred times with the same types of arguments. It is asked once for each.
+A factory makes its device functions anew for every kernel. Those of the same code that close over the same share what was
+compiled for one of them, and its LLVM IR is kept as text.
 """
 
 from __future__ import annotations
@@ -14,40 +11,26 @@ from contextlib import contextmanager
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 
 from numba.core.types import Type
-from numba.core.types.functions import BaseFunction
 from numba.cuda.codegen import CUDACodeLibrary
 from numba.cuda.compiler import ExternFunction
 from numba.cuda.dispatcher import CUDADispatcher
-from numba.cuda.target import CUDATypingContext
 from numba.cuda.typing import cffi_utils
 
 
 @contextmanager
-def shared_work() -> Iterator[None]:
+def shared_functions() -> Iterator[None]:
     """While a kernel is compiled; one at a time."""
-    compile_device, get_call_type = CUDADispatcher.compile_device, BaseFunction.get_call_type
+    compile_device = CUDADispatcher.compile_device
 
     def compile_shared(self, args, return_type=None):
         _share(self)
         return compile_device(self, args, return_type)
 
-    def get_remembered(self, context, args, kws):
-        if not isinstance(context, CUDATypingContext):  # another thread compiles for the CPU
-            return get_call_type(self, context, args, kws)
-        key = id(self), context, tuple(args), tuple(kws.items())
-        if key not in _signatures:
-            _signatures[key] = self, get_call_type(self, context, args, kws)
-        return _signatures[key][1]
-
-    CUDADispatcher.compile_device, BaseFunction.get_call_type = compile_shared, get_remembered
+    CUDADispatcher.compile_device = compile_shared
     try:
         yield
     finally:
-        CUDADispatcher.compile_device, BaseFunction.get_call_type = compile_device, get_call_type
-
-
-#: Signature by function type, typing context and arguments. The type is kept, so that its ``id`` stays its own.
-_signatures: dict[tuple, tuple] = {}
+        CUDADispatcher.compile_device = compile_device
 
 
 class _Overloads(dict):
