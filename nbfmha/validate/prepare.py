@@ -69,7 +69,7 @@ class PreparedMachine(Machine):
         self._pool.shutdown(cancel_futures=True)
 
     def _run(self, kernel, grid, block, arguments, arrays, smem_bytes):
-        self._wait_for(self._core, "compiling the emulator, once (about 40 s of one core)")
+        self._wait_for(self._core, "compiling the emulator, once (about 20 s of one core)")
         self._wait_for(self._jobs.get(kernel), "compiling kernels, once")
         return super()._run(kernel, grid, block, arguments, arrays, smem_bytes)
 

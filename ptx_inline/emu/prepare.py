@@ -1,4 +1,4 @@
-"""Compiles the emulator's core and leaves it in Numba's cache: ``python -m ptx_inline.emu.prepare``, 40 s of one core.
+"""Compiles the emulator's core and leaves it in Numba's cache: ``python -m ptx_inline.emu.prepare``, 20 s of one core.
 
 Whoever emulates something later, in any process, finds it there. Without this the first one to emulate compiles it.
 """

@@ -1,5 +1,5 @@
-"""Python function -> LTO-IR -> PTX or cubin, or PTX -> cubin, by numba-cuda, NVRTC and nvJitLink; none of it needs a GPU
-or a driver."""
+"""Python function -> LLVM IR -> LTO-IR -> PTX or cubin, or PTX -> cubin, by numba-cuda, libNVVM, NVRTC and nvJitLink;
+none of it needs a GPU or a driver."""
 
 from __future__ import annotations
 

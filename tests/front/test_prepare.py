@@ -56,7 +56,7 @@ def test_other_processes_fill_the_cache(cache_directory):
         result = run_case(RELAYOUT[0], Context(Emulated("sm_120a", machine))).result
     assert result.status == "pass", result.reason
     assert compiled() == [".ptx"] * 9
-    assert set(said) <= {"compiling the emulator, once (about 40 s of one core)", "compiling kernels, once"}
+    assert set(said) <= {"compiling the emulator, once (about 20 s of one core)", "compiling kernels, once"}
 
 
 def test_a_process_that_fails_costs_time_and_nothing_else(monkeypatch, cache_directory):

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from nbfmha.kernels.qk import qk_kernel
+from nbfmha.kernels.quantize import flat_kernel
 from ptx_inline import compiling
 from ptx_inline.toolchain import Kernel, Target, shared_functions
 from ptx_inline.toolchain.compiler import link_ptx, to_llvm, to_ltoir
@@ -132,15 +132,15 @@ def test_shared_memory_is_each_functions_own(compiled):
 
 
 def test_kernels_are_what_they_are_alone(compiled, monkeypatch):
-    def code(head_dim):
-        kernel = qk_kernel("dequant", head_dim)
+    def code(scale):
+        kernel = flat_kernel("float16", "nvfp4", scale, False)
         program = to_llvm(kernel.factory(**kernel.constants), kernel.signature, None)
         return without_names(link_ptx(to_ltoir(program, SM_90A), SM_90A))
 
-    code(64)
+    code("amax")
     alone = len(compiled)
-    after_another = code(128)
+    after_another = code("four_over_six")
     assert len(compiled) < 2 * alone, "some of it is shared"
     monkeypatch.setattr(shared_functions, "_overloads", {})
     monkeypatch.setattr(compiling, "_signatures", {})
-    assert code(128) == after_another
+    assert code("four_over_six") == after_another
