@@ -38,7 +38,8 @@ def decode_kernel(
         "implementation": implementation, "head_dim": head_dim, "dtype": dtype, "q_tiles": q_tiles, "general": general,
         "pages": pages, "warps": warps,
     }  # fmt: skip
-    return Kernel(make_decode, SIGNATURE, constants, launch_bounds=(32 * warps, RESIDENT_WARPS[head_dim, q_tiles] // warps))
+    bounds = 32 * warps, RESIDENT_WARPS[head_dim, q_tiles] // warps
+    return Kernel(make_decode, SIGNATURE, constants, launch_bounds=bounds, programmatic=True)
 
 
 def part_shapes(layout: Layout, problem: Problem, splits: Splits) -> tuple[tuple[int, ...], ...]:

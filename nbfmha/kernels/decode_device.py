@@ -74,6 +74,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
+    launch_dependents, wait_for_others = dev.griddepcontrol_launch_dependents, dev.griddepcontrol_wait
     wait_but_newest = dev.cp_async_wait_group_1
     load_shared, store_shared, float_of, unknown = (
         dev.ld_shared_u32, dev.st_shared_u32, dev.mov_f32_b32, dev.unknown_u32
@@ -376,6 +377,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         stage = unknown(pool + u32(warp_bytes) * u32(warp))
 
         kv_head, split, batch = i32(cuda.blockIdx.x), i32(cuda.blockIdx.y), i32(cuda.blockIdx.z)
+        launch_dependents()
+        wait_for_others()  # nothing was read before
         slot, length, table_tokens = batch, page_size, u32(page_size)
         if paged != i32(0):
             slot, table_tokens = i32(seq_ids[batch]), u32(u32(table_width) * u32(page_size))

@@ -60,9 +60,18 @@ extern "C" __device__ u32 cvta_to_shared_u32(const void *pointer) {
   return (u32)address;
 }
 
-// Asks for the line of `base[index]` in L2; PTX ISA 2.0+.
-extern "C" __device__ void prefetch_global_l2(const int *base, i64 index) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(base + index));
+// Waits until the kernels that this one was launched after are done and what they wrote is visible; lets those that are
+// launched after this one begin. PTX ISA 7.8+, sm_90: older GPUs launch one after the other, so nothing is to be done there.
+extern "C" __device__ void griddepcontrol_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+extern "C" __device__ void griddepcontrol_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
 }
 
 extern "C" __device__ u32 ld_shared_u32(u32 address) {

@@ -26,6 +26,8 @@ class CompiledKernel(ABC):
     signature: argument types, e.g. ``("u16*", "f32*", "i64")``; see :mod:`ptx_inline.types`.
     """
 
+    programmatic = False
+
     def __init__(self, signature: Sequence[str]):
         self.signature = tuple(map(check_type, signature))
         self._cubins: dict[Target, tuple[bytes, str, Resources]] = {}
@@ -114,8 +116,10 @@ class CompiledKernel(ABC):
             device = current_device()
         loaded = self._loaded.get(device)
         if loaded is None:
-            cubin, name, _ = self._compiled(device_target(device))
-            loaded = self._loaded[device] = LoadedKernel(cubin, name, self.signature)
+            target = device_target(device)
+            cubin, name, _ = self._compiled(target)
+            programmatic = self.programmatic and target.compute_capability >= (9, 0)
+            loaded = self._loaded[device] = LoadedKernel(cubin, name, self.signature, programmatic)
         return loaded
 
     def _compiled(self, target: Target) -> tuple[bytes, str, Resources]:
@@ -145,6 +149,9 @@ class Kernel(CompiledKernel):
         signature: argument types, e.g. ``("u16*", "f32*", "i64")``; see :mod:`ptx_inline.types`.
         constants: keyword arguments of the factory; numbers, strings, booleans or tuples of them.
         launch_bounds: ``(max_threads,)`` or ``(max_threads, min_ctas_per_sm)``, as CUDA's ``__launch_bounds__``.
+        programmatic: the kernel may begin while the one ahead of it in its stream still runs (programmatic dependent
+            launch, compute capability 9.0 and newer): it calls ``device.griddepcontrol_wait`` before it reads or writes
+            memory.
 
     Raises ``TypeError`` or ``ValueError`` for a constant or a type that is none of these.
     """
@@ -155,11 +162,13 @@ class Kernel(CompiledKernel):
         signature: Sequence[str],
         constants: Mapping[str, object] | None = None,
         launch_bounds: tuple[int, ...] | None = None,
+        programmatic: bool = False,
     ):
         super().__init__(signature)
         self.factory = factory
         self.constants = dict(constants or {})
         self.launch_bounds = launch_bounds
+        self.programmatic = programmatic
         for name, value in self.constants.items():
             _check_constant(name, value)
         self._program: Program | None = None
@@ -168,10 +177,11 @@ class Kernel(CompiledKernel):
 
     def __reduce__(self):
         """Another process gets what the kernel is made of, and compiles or reads the cache for itself."""
-        return Kernel, (self.factory, self.signature, self.constants, self.launch_bounds)
+        return Kernel, (self.factory, self.signature, self.constants, self.launch_bounds, self.programmatic)
 
     def _made_of(self) -> tuple:
-        return self.factory, self.signature, repr(sorted(self.constants.items())), self.launch_bounds
+        constants = repr(sorted(self.constants.items()))
+        return self.factory, self.signature, constants, self.launch_bounds, self.programmatic
 
     def __eq__(self, other: object) -> bool:
         """Equal kernels are made of the same and compile to the same code."""

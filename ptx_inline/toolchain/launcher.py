@@ -102,10 +102,39 @@ class ArgumentReader:
         return device, [argument if is_late else value for is_late, argument, value in merged]
 
 
-class LoadedKernel:
-    """A kernel in the driver, ready for any device of its target."""
+class ProgrammaticLaunch:
+    """``(stream, addresses of the arguments, 0)`` to an error code, as the driver's function: a launch that may begin while
+    the kernel ahead of it in the stream still runs (CUDA C++ Programming Guide, "Programmatic Dependent Launch")."""
 
-    def __init__(self, cubin: bytes, name: str, signature: Sequence[str]):
+    def __init__(self, driver, function, grid: tuple, block: tuple, smem_bytes: int):
+        self.args = (function, *grid, *block, smem_bytes)
+        self._driver, self._configs = driver, {}
+
+    def __call__(self, stream: int, addresses: int, extra: int) -> tuple:
+        config = self._configs.get(stream)
+        if config is None:
+            if len(self._configs) >= 64:
+                self._configs.clear()
+            config = self._configs[stream] = self._config_of(stream)
+        return self._driver.cuLaunchKernelEx(config, self.args[0], addresses, extra)
+
+    def _config_of(self, stream: int):
+        driver = self._driver
+        attribute, value = driver.CUlaunchAttribute(), driver.CUlaunchAttributeValue()
+        value.programmaticStreamSerializationAllowed = 1
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value = value
+        config = driver.CUlaunchConfig()
+        _, config.gridDimX, config.gridDimY, config.gridDimZ, *block, config.sharedMemBytes = self.args
+        config.blockDimX, config.blockDimY, config.blockDimZ = block
+        config.hStream, config.attrs, config.numAttrs = driver.CUstream(stream), [attribute], 1
+        return config
+
+
+class LoadedKernel:
+    """A kernel in the driver, ready for any device of its target. programmatic: launched by ``ProgrammaticLaunch``."""
+
+    def __init__(self, cubin: bytes, name: str, signature: Sequence[str], programmatic: bool = False):
         from cuda.bindings import driver
         from cuda.core import Device, LaunchConfig, ObjectCode
 
@@ -121,6 +150,8 @@ class LoadedKernel:
         def call(grid: tuple, block: tuple, smem_bytes: int) -> Callable:
             """``(stream, addresses of the arguments, 0)`` to an error code."""
             config = LaunchConfig(grid=grid, block=block, shmem_size=smem_bytes)  # which checks them
+            if programmatic:
+                return ProgrammaticLaunch(driver, function, config.grid, config.block, smem_bytes)
             return functools.partial(driver.cuLaunchKernel, function, *config.grid, *config.block, smem_bytes)
 
         self._call = call
@@ -145,7 +176,12 @@ class LoadedKernel:
         return functools.partial(self._queue, device, self._call(grid, block, smem_bytes), parameters)
 
     def _queue(
-        self, device: int, call: functools.partial, parameters: Parameters, values: Sequence, stream: int
+        self,
+        device: int,
+        call: functools.partial | ProgrammaticLaunch,
+        parameters: Parameters,
+        values: Sequence,
+        stream: int,
     ) -> None:
         error, current = self._driver.cuCtxGetDevice()
         elsewhere = error != self._success or int(current) != device
@@ -160,7 +196,7 @@ class LoadedKernel:
             parameters.release(memory)
             if answer != self._success:
                 _, *sizes = call.args
-                raise RuntimeError(f"cuLaunchKernel answered {answer.name} for grid, block and shared bytes {sizes}")
+                raise RuntimeError(f"the launch was answered {answer.name} for grid, block and shared bytes {sizes}")
         finally:
             if elsewhere and error == self._success:
                 self._device_type(int(current)).set_current()

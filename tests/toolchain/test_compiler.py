@@ -64,15 +64,17 @@ def test_kernels_are_equal_when_they_are_made_of_the_same():
     assert kernel == multiply_add(True)
     assert len({kernel, multiply_add(True), multiply_add(False), multiply_add(1)}) == 3
     assert kernel != Kernel(make_multiply_add, ("f32*",) * 4, {"fused": True}, launch_bounds=(128,))
+    assert kernel != Kernel(make_multiply_add, ("f32*",) * 4, {"fused": True}, programmatic=True)
     assert kernel != "kernel"
 
 
 def test_a_kernel_in_another_process_is_made_of_the_same():
-    kernel = Kernel(make_multiply_add, ("f32*",) * 4, {"fused": True}, launch_bounds=(128, 2))
+    kernel = Kernel(make_multiply_add, ("f32*",) * 4, {"fused": True}, launch_bounds=(128, 2), programmatic=True)
     copy = pickle.loads(pickle.dumps(kernel))
     assert copy == kernel
     assert copy.name == kernel.name
     assert copy.launch_bounds == (128, 2)
+    assert copy.programmatic
 
 
 def test_ptx_and_machine_code_are_made_of_one_compilation(cache_directory, monkeypatch):

@@ -38,7 +38,24 @@ def make_shared(words):
     return shared
 
 
+def make_reversed():
+    """Each CTA reads what another one of the kernel before has written."""
+    from numba import cuda
+
+    from ptx_inline import device as dev
+
+    def reversed_plus_one(x, y, n):
+        dev.griddepcontrol_launch_dependents()
+        dev.griddepcontrol_wait()
+        i = cuda.grid(1)
+        if i < n:
+            y[i] = x[n - 1 - i] + 1
+
+    return reversed_plus_one
+
+
 ADD_ONE = Kernel(make_add_one, ("i32*", "i32*", "i32"))
+REVERSED = Kernel(make_reversed, ("i32*", "i32*", "i32"), programmatic=True)
 
 
 def launch(x, y, n=1000, **options):
@@ -105,6 +122,29 @@ def test_graph_capture_and_replay(gpu):
         graph.replay()
         gpu.cuda.synchronize()
         assert int(x[0]) == 10 * replay
+
+
+def test_programmatic_launches_wait_for_what_they_read(gpu):
+    n = 1 << 16
+    x = gpu.arange(n, dtype=gpu.int32, device="cuda")
+    y, expected = gpu.empty_like(x), x + 104
+
+    def chain():
+        for _ in range(50):
+            REVERSED.launch((n // 64,), (64,), (x, y, n))
+            REVERSED.launch((n // 64,), (64,), (y, x, n))
+        x.add_(2)  # a kernel of another library, before and after ours
+        REVERSED.launch((n // 64,), (64,), (x, y, n))
+        REVERSED.launch((n // 64,), (64,), (y, x, n))
+
+    chain()
+    assert gpu.equal(x, expected)
+    graph = gpu.cuda.CUDAGraph()
+    with gpu.cuda.graph(graph):
+        chain()
+    for replay in range(1, 4):
+        graph.replay()
+        assert gpu.equal(x, expected + 104 * replay)
 
 
 def test_more_shared_memory_than_48_kib(gpu):

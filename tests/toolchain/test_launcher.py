@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ptx_inline.toolchain.launcher import ArgumentReader
+from ptx_inline.toolchain.launcher import ArgumentReader, ProgrammaticLaunch
 from ptx_inline.toolchain.parameters import Placeholder
 
 RANGES = {"i32": (-(2**31), 2**31 - 1), "i64": (-(2**63), 2**63 - 1), "u8": (0, 255), "u16": (0, 65535),
@@ -90,3 +90,34 @@ def test_torch_tensors_give_device_and_stream(monkeypatch):
         reader.read((FakeTensor(1, 2), FakeTensor(3, 0)), None)
     with pytest.raises(ValueError, match="argument 0 must be in GPU memory, got a CPU tensor"):
         reader.read((FakeTensor(1, -1), 3), None)
+
+
+def test_programmatic_launches_say_so_and_keep_streams_apart():
+    driver = pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
+    launched = []
+
+    class Driver:
+        def __getattr__(self, name):
+            return getattr(driver, name)
+
+        def cuLaunchKernelEx(self, config, function, addresses, extra):
+            launched.append((config, function, addresses, extra))
+            return ("answer",)
+
+    launch = ProgrammaticLaunch(Driver(), driver.CUfunction(8), (2, 3, 4), (64, 1, 1), 1024)
+    assert [launch(stream, 4096, 0) for stream in (7, 9, 7)] == [("answer",)] * 3
+    assert launch.args[-1] == 1024
+    configs = [config for config, *_ in launched]
+    assert [int(config.hStream) for config in configs] == [7, 9, 7]
+    assert configs[0] is configs[2], "made once for a stream"
+    for config, function, addresses, extra in launched:
+        assert (int(function), addresses, extra) == (8, 4096, 0)
+        assert (config.gridDimX, config.gridDimY, config.gridDimZ) == (2, 3, 4)
+        assert (config.blockDimX, config.blockDimY, config.blockDimZ) == (64, 1, 1)
+        assert (config.sharedMemBytes, config.numAttrs) == (1024, 1)
+        attribute = config.attrs[0]
+        assert attribute.id == driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        assert attribute.value.programmaticStreamSerializationAllowed == 1
+    for stream in range(200):
+        launch(stream, 4096, 0)
+    assert [int(config.hStream) for config, *_ in launched[3:]] == list(range(200))
