@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import statistics
 import sys
@@ -10,6 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+UNTIMED_MS = 0.4
+"""One call of 0.08 ms after torch's copy of 1 GiB was too few: the next five took 4 % longer than after five or twenty."""
 
 
 def require_gpu():
@@ -29,22 +33,26 @@ def median_ms(
     """Median milliseconds of each run on the GPU, all runs in turn in every round, so that drift hits all alike.
 
     ``repeats`` calls lie between two events, so that the host is ahead of the GPU and its own time does not count (for
-    runs that take longer on the GPU than on the host). A call before them is not timed: address translation and clocks are
-    then as this run leaves them, not as the one before it did.
+    runs that take longer on the GPU than on the host). Calls of ``UNTIMED_MS`` before them, one at least, are not timed:
+    address translation and clocks are then as this run leaves them, not as the one before it did.
     """
     torch = require_gpu()
     times: dict[str, list[float]] = {name: [] for name in runs}
+    untimed = dict.fromkeys(runs, 1)
     for number in range(warmup + rounds):
         for name, run in runs.items():
             start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            run()
+            for _ in range(untimed[name]):
+                run()
             start.record()
             for _ in range(repeats):
                 run()
             stop.record()
             stop.synchronize()
+            took = start.elapsed_time(stop) / repeats
+            untimed[name] = max(1, math.ceil(UNTIMED_MS / took))
             if number >= warmup:
-                times[name].append(start.elapsed_time(stop) / repeats)
+                times[name].append(took)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
