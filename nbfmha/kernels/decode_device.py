@@ -6,7 +6,7 @@ CTA: one sequence, one head of K and V, one split, and 8, 16 or 32 rows; a row i
 share K and V (:mod:`decode_query`). Every warp has all rows and tiles of 64 tokens of its own, so that each element of the
 cache is read and widened once for these rows; the warps' results meet in shared memory at the end. With more than one
 split each writes its (out, LSE) in f32, and the CTA of these rows that is done last merges them (:mod:`decode_merge`); a
-split without tokens writes an LSE of -inf.
+split without tokens writes an LSE of -inf. The grid is (heads of K and V times tiles of rows, splits, sequences).
 
 ==============  ====================================================================================================
 NVFP4 tile      ``cp.async`` by each warp to one place for K and one for V: K of its next tile comes while V is computed
@@ -26,7 +26,10 @@ sm_80, ``blockscale`` sm_120a. head_dim 64, 128, 256.
 
 Few rows leave the registers to sixteen warps an SM, whose loads and whose dependent instructions hide each other's waits;
 one place for K and one for V a warp is then enough to have 70 KiB of an SM on their way at any time. What comes before the
-first load nothing hides: Q is asked for first, then the slot, the length and a warp's pages, one after the other.
+first load and after the last nothing hides, and all warps do it at once, so that every instruction counts: Q is asked for
+first, then the slot, then the length and a warp's pages together; what the end needs is worked out before the barrier at
+which warps wait. From sm_90 on the kernel may be launched before the one ahead of it in the stream has ended
+(programmatic dependent launch), and waits for it before it reads anything.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ def choose_splits(
         slots = multiprocessors * resident
         for splits in range(1, max(1, min(-(-work // (2 * warps)), -(-2 * slots // ctas))) + 1):
             launched = ctas * splits
-            share = max(2 * warps, -(-work // splits)) if splits > 1 else work
+            share = -(-work // splits)
             ctas_there = min(resident, -(-launched // multiprocessors))
             time = -(-share // warps) * _ROUND_US + share * ctas_there * _TILE_US + _ENDS_US
             time *= -(-launched // slots)
