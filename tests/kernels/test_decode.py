@@ -438,7 +438,7 @@ def test_next_to_nothing_is_spilled(implementation, head_dim, q_tiles, target):
     kernel = decode_kernel(implementation, head_dim, q_tiles=q_tiles)
     resources, mix = kernel.resources(target), instruction_mix(kernel.sass(target))
     # what is used once; four query tiles of 128 channels take 255 registers, and maxima and sums of eight columns a lane
-    assert resources.spill_store_bytes <= (288 if (head_dim, q_tiles) == (128, 4) else 32)
+    assert resources.spill_store_bytes <= (304 if (head_dim, q_tiles) == (128, 4) else 32)
     assert resources.registers * 32 * RESIDENT_WARPS[head_dim, q_tiles] <= 65536
     opcodes = " ".join(mix.opcodes)
     assert ("OMMA.SF.16864" in opcodes) == (implementation == "blockscale")
