@@ -133,9 +133,10 @@ def _cp(decode, modifiers, *operands):
 
 
 def _cp_async(decode, modifiers, dst=None, src=None, size=None, *rest):
-    modifiers.drop("ca", "cg", "shared", "shared::cta", "global", "L2::64B", "L2::128B", "L2::256B")
+    modifiers.drop("shared", "shared::cta", "global", "L2::64B", "L2::128B", "L2::256B")
+    sizes = {"ca": (4, 8, 16), "cg": (16,)}.get(modifiers.take("ca", "cg"), ())
     hints = int(modifiers.take("L2::cache_hint") is not None)
-    if size is None or len(rest) - hints not in (0, 1) or decode.literal(size) not in (4, 8, 16):
+    if size is None or len(rest) - hints not in (0, 1) or decode.literal(size) not in sizes:
         raise decode.unsupported("unsupported cp.async")
     if hints:  # the policy: how long L2 keeps the bytes changes no result
         decode.register(rest[-1], 64)

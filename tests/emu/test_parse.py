@@ -34,6 +34,8 @@ def results(body, count=1, **options):
         ("bra nowhere;", "unknown label nowhere"),
         ("call foo;", "unknown instruction"),
         ("cp.async.ca.shared.global [%r1], [%rd0], 12;", "unsupported cp.async"),
+        ("cp.async.cg.shared.global [%r1], [%rd0], 8;", "unsupported cp.async"),
+        ("cp.async.shared.global [%r1], [%rd0], 16;", "unsupported cp.async"),
         ("cp.async.cg.shared.global [%r1], [%rd0], 16, %r2, %rd1;", "unsupported cp.async"),
         ("cp.async.cg.shared.global.L2::cache_hint [%r1], [%rd0], 16;", "unsupported cp.async"),
         ("cp.async.cg.shared.global.L2::cache_hint [%r1], [%rd0], 16, 8, %rd1, %rd2;", "unsupported cp.async"),

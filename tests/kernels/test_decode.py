@@ -323,6 +323,11 @@ class TestRefused:
         with pytest.raises(error, match=re.escape(expected)):
             self.decode(**options)
 
+    def test_more_sequences_than_a_grid_has_room_for(self, monkeypatch):
+        monkeypatch.setattr(decode_sizes, "MAX_BATCH", 2)
+        with pytest.raises(ValueError, match="q must be of at most 2 sequences, got 3; split the batch"):
+            self.decode(np.ones((3, 1, 4, 64), np.float16), seq_ids=(0, 0, 0))
+
     def test_lengths_are_those_of_the_cache(self):
         with pytest.raises(TypeError, match="seq_ids and lengths must be slots and None with a cache"):
             self.decode(lengths=[3])
