@@ -34,21 +34,26 @@ which warps wait. From sm_90 on the kernel may be launched before the one ahead 
 
 from __future__ import annotations
 
+from nbfmha.kernels.decode_frame import (
+    FIRST_FACTOR,
+    FIRST_ROW,
+    KV_HEAD,
+    LENGTH,
+    POSITION,
+    RING_FIRST,
+    RING_PLACE,
+    SINK_STOP,
+    SINK_TILES,
+    SIXTEEN_TILES,
+    SLOT,
+    STOP,
+)
 from nbfmha.kernels.decode_merge import LOG2E
 from nbfmha.kernels.decode_query import Q_TILE
-from nbfmha.kernels.decode_sizes import FRAME, Memory
+from nbfmha.kernels.decode_sizes import Memory
 from nbfmha.kernels.paged_products import FACTORS, UNIT
-from nbfmha.kernels.tile_sixteen import TOKENS as SIXTEEN
 from nbfmha.kv_layout import BLOCK
 from nbfmha.recipe import TILE_N
-
-(
-    SLOT, KV_HEAD, LENGTH, POSITION, FIRST_ROW, SINK_TILES, SINK_STOP, RING_FIRST, RING_PLACE, SIXTEEN_TILES, STOP,
-    FIRST_FACTOR,
-) = range(FRAME - len(FACTORS) + 1)  # fmt: skip
-"""Words of the frame: slot; head of K and V; tokens of the sequence; position of the first query; first row; tiles in 16
-bits that are sinks; where the sinks end; where the ring's tokens begin, and their place in it; the split's tiles in 16
-bits; where the sequence's tokens in NVFP4 end; ``FACTORS``."""
 
 
 def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, pages: str, warps: int):
@@ -61,9 +66,12 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     from numba.core import types
 
     from nbfmha.kernels import (
+        decode_frame,
         decode_merge,
         decode_query,
+        decode_rows,
         decode_share,
+        decode_sixteen,
         out_columns,
         paged_products,
         softmax,
@@ -79,9 +87,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
     launch_dependents, wait_for_others = dev.griddepcontrol_launch_dependents, dev.griddepcontrol_wait
     wait_but_newest = dev.cp_async_wait_group_1
-    load_shared, store_shared, float_of, unknown = (
-        dev.ld_shared_u32, dev.st_shared_u32, dev.mov_f32_b32, dev.unknown_u32
-    )  # fmt: skip
+    load_shared, store_shared, unknown = dev.ld_shared_u32, dev.st_shared_u32, dev.unknown_u32
     blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
     threads, whole, n_factors = 32 * warps, pages != "blocks", len(FACTORS)
     cta_rows, c_tiles, m_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 16, head_dim // 64
@@ -92,6 +98,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     chunks, codes_bytes = head_dim // 4, cta_rows * head_dim // 2
     k_unit = 1.0 if blockscale else UNIT
 
+    keep, recall, recall_factors = decode_frame.make_frame()
+    places_of, find_bounds = decode_rows.make_places_of(), decode_rows.make_find_bounds(recall)
+    shift_of, shift2_of = decode_rows.make_shifts(general)
     token_of, begin_of, share = decode_query.make_token_of(), decode_share.make_begin(), decode_share.make_share()
     fetch_queries, fetch_mean, prepare_queries = decode_query.make_load_queries(
         head_dim, dtype, q_tiles, threads, not blockscale
@@ -106,14 +115,11 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         softmax_columns.make_weights_columns(m_tiles),
     )  # fmt: skip
     rescale = out_columns.make_rescale_columns(head_dim, q_tiles)
-    load_rows, qk_rows, pv_rows = (
-        tile_sixteen.make_load_rows(head_dim), tile_sixteen.make_qk(head_dim, dtype, q_tiles),
+    load_sixteen, score_sixteen, weigh_sixteen, pv_sixteen = (
+        decode_sixteen.make_load(head_dim, recall), decode_sixteen.make_score(head_dim, dtype, q_tiles, shift_of),
+        decode_sixteen.make_weigh(dtype, q_tiles, general, recall, shift_of, find_bounds, rescale),
         tile_sixteen.make_pv(head_dim, dtype, q_tiles),
     )  # fmt: skip
-    pack_rows, mask_rows = (
-        out_columns.make_pack_columns(dtype, q_tiles, 1), softmax_columns.make_mask_columns("rows", 1)
-    )  # fmt: skip
-    general_rows, weights_rows = softmax_columns.make_general_columns(1), softmax_columns.make_weights_columns(1)
     clear, store_result = make_clear_accumulator(), out_columns.make_store_result(head_dim, q_tiles)
     parts, take_ticket = decode_merge.parts_of(warps), dev.atom_acq_rel_gpu_global_inc_u32
     first_item, place_of_item, part_of, meet = decode_merge.make_items(head_dim, warps)
@@ -162,20 +168,6 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             acc[r] = acc[r] * f32(UNIT)
 
     @cuda.jit(device=True, forceinline=True)
-    def keep(frame, word, value):
-        store_shared(frame + u32(4 * word), u32(value))
-
-    @cuda.jit(device=True, forceinline=True)
-    def recall(frame, word):
-        return i32(load_shared(frame + u32(4 * word)))
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def recall_factors(factors, frame):
-        for i in unroll(n_factors):
-            factors[i] = load_shared(frame + u32(4 * (FIRST_FACTOR + i)))
-
-    @cuda.jit(device=True, forceinline=True)
     @unrolled
     def compute_scores(acc_s, b, sfb, own_q, stage, frame, lane):
         factors = cuda.local.array(n_factors, u32)
@@ -192,34 +184,6 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         factors = cuda.local.array(n_factors, u32)
         recall_factors(factors, frame)
         pv(acc_o, p, stage, factors, lane)
-
-    @cuda.jit(device=True, forceinline=True)
-    def row_of(i, e, lane):
-        """Which of the CTA's rows is column ``e`` of the lane's two of query tile ``i``."""
-        return u32(Q_TILE) * i + u32(2) * u32(lane & i32(3)) + e
-
-    @cuda.jit(device=True, forceinline=True)
-    def shift_of(shifts, i, e, lane):
-        """q . km of it."""
-        return float_of(load_shared(shifts + u32(4) * row_of(i, e, lane)))
-
-    @cuda.jit(device=True, forceinline=True)
-    def places_of(query, kv_head, group, batch, q_len, heads):
-        """(head, row of ``out``, place of the LSE) of a row of the sequence's and head's. 32 bits: no memory has 2^32 rows
-        of 128 bytes."""
-        token = token_of(query, group, q_len)
-        head = i32(kv_head * group + query - token * group)
-        return head, u32((batch * q_len + token) * heads + head), u32((batch * heads + head) * q_len + token)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def find_bounds(low, high, i, lane, frame, group, q_len, window_left, first, stop):
-        """Tokens [low, high) of [first, stop) that the lane's two rows of query tile ``i`` see."""
-        for e in unroll(2):
-            row = i32(recall(frame, FIRST_ROW) + i32(row_of(i, u32(e), lane)))
-            own = i32(recall(frame, POSITION) + token_of(row, group, q_len))
-            low[e] = i32(max(i32(own - window_left), first))
-            high[e] = i32(min(own + i32(1), stop))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
@@ -239,60 +203,6 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             weights(acc_s[i], row_max[i], row_sum[i], factor, scale)
             rescale(acc_o, u32(i), factor)
         pack(p, acc_s)
-
-    @cuda.jit(device=True, forceinline=True)
-    def find_sixteen(frame, tile):
-        """(in the sinks, first token, end of the tokens there) of tile ``tile`` of those in 16 bits."""
-        sink_tiles = recall(frame, SINK_TILES)
-        if tile < sink_tiles:
-            return True, i32(i32(SIXTEEN) * tile), recall(frame, SINK_STOP)
-        return False, i32(recall(frame, RING_FIRST) + i32(SIXTEEN) * i32(tile - sink_tiles)), recall(frame, LENGTH)
-
-    @cuda.jit(device=True, forceinline=True)
-    def load_sixteen(smem, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, lane):
-        """K or V of such a tile."""
-        in_sinks, token, stop = find_sixteen(frame, tile)
-        sequence = u32(recall(frame, SLOT)) * u32(num_heads_kv) + u32(recall(frame, KV_HEAD))
-        places, place = i32(sink_tokens), token
-        if not in_sinks:
-            places = i32(recent_tokens + i32(BLOCK))
-            place = i32(recall(frame, RING_PLACE) + i32(token - recall(frame, RING_FIRST)))
-            if place >= places:
-                place = i32(place - places)
-        row = i64(sequence) * i64(u32(places)) + i64(u32(place))
-        load_rows(smem, sinks if in_sinks else recent, row * i64(2 * head_dim), i32(stop - token), lane)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def score_sixteen(acc_s, plain, stage, shifts, lane):
-        for i in unroll(q_tiles):
-            for e in unroll(2):
-                shift = shift_of(shifts, u32(i), u32(e), lane)
-                for half in unroll(2):
-                    acc_s[i, 0, 2 * half + e] = -shift
-        qk_rows(acc_s, plain, stage, lane)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def weigh_sixteen(
-        acc_o, row_max, row_sum, acc_s, p, tile, frame, group, q_len, window_left, shifts, scale, softmax_scale, cap,
-        lane,
-    ):  # fmt: skip
-        factor = cuda.local.array(2, f32)
-        shifted = cuda.local.array(2, f32)
-        low = cuda.local.array(2, i32)
-        high = cuda.local.array(2, i32)
-        _, token, stop = find_sixteen(frame, tile)
-        for i in unroll(q_tiles):
-            if general:
-                for e in unroll(2):
-                    shifted[e] = shift_of(shifts, u32(i), u32(e), lane)
-                general_rows(acc_s[i], shifted, softmax_scale, cap)
-            find_bounds(low, high, u32(i), lane, frame, group, q_len, window_left, i32(0), stop)
-            mask_rows(acc_s[i], low, high, token, lane)
-            weights_rows(acc_s[i], row_max[i], row_sum[i], factor, scale)
-            rescale(acc_o, u32(i), factor)
-        pack_rows(p, acc_s)
 
     @cuda.jit(device=True, forceinline=True)
     def table_of(paged, slot, table_width):
@@ -357,13 +267,6 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         elif tile < recall(frame, SIXTEEN_TILES):
             load_sixteen(at_rows, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, again(lane))
         commit()
-
-    @cuda.jit(device=True, forceinline=True)
-    def shift2_of(shifts, row, softmax_scale, cap):
-        """What is yet to be added to a row's logarithm, in log2 units: with a softcap the shift is in the scores."""
-        if general and cap != f32(0):
-            return f32(0)
-        return float_of(load_shared(shifts + u32(4) * u32(row))) * softmax_scale * f32(LOG2E)
 
     @unrolled
     def decode(
@@ -529,7 +432,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             )  # fmt: skip
             wait_but_newest()
             cuda.syncwarp()
-            pv_rows(acc_o, p, stage + u32(at_v), lane)
+            pv_sixteen(acc_o, p, stage + u32(at_v), lane)
             cuda.syncwarp()
             if next_tile < recall(frame, SIXTEEN_TILES):
                 load_sixteen(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nbfmha.kernels.decode_frame import FRAME
 from nbfmha.kernels.decode_query import Q_TILE
 from nbfmha.kernels.out_columns import result_pitch
-from nbfmha.kernels.paged_products import FACTORS, words_of_lane
+from nbfmha.kernels.paged_products import words_of_lane
 from nbfmha.kernels.tile_16bit import row_pitch
 from nbfmha.kernels.tile_paged import PagedStage
 from nbfmha.kernels.tile_sixteen import TOKENS as SIXTEEN
@@ -24,8 +25,6 @@ RESIDENT_WARPS = {
 CTA_WARPS = (4, 8, 16)
 MAX_BATCH = 65535
 """Sequences of a call: of a grid's z."""
-FRAME = 11 + len(FACTORS)
-"""Words of what a CTA seldom needs; registers are scarce."""
 
 
 @dataclass(frozen=True)

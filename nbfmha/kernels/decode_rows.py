@@ -1,0 +1,86 @@
+"""Rows of a CTA of the decode kernel: which of them a lane has, where they stand, what is added to their scores, what they
+see. A row is a query token of one of the heads that share K and V (:mod:`decode_query`)."""
+
+from __future__ import annotations
+
+from nbfmha.kernels.decode_frame import FIRST_ROW, POSITION
+from nbfmha.kernels.decode_merge import LOG2E
+from nbfmha.kernels.decode_query import Q_TILE, make_token_of
+
+
+def make_places_of():
+    """Device function ``(query, kv_head, group, batch, q_len, heads) -> (head, row of out, place of the LSE)`` of a row of
+    the sequence's and head's. 32 bits: no memory has 2^32 rows of 128 bytes."""
+    from numba import cuda
+    from numba.core import types
+
+    u32, i32, token_of = types.uint32, types.int32, make_token_of()
+
+    @cuda.jit(device=True, forceinline=True)
+    def places_of(query, kv_head, group, batch, q_len, heads):
+        token = token_of(query, group, q_len)
+        head = i32(kv_head * group + query - token * group)
+        return head, u32((batch * q_len + token) * heads + head), u32((batch * heads + head) * q_len + token)
+
+    return places_of
+
+
+def make_shifts(general: bool):
+    """Device functions ``shift_of(shifts, i, e, lane)``: q . km of column ``e`` of the lane's two of query tile ``i``; and
+    ``shift2_of(shifts, row, softmax_scale, cap)``: what is yet to be added to a row's logarithm, in log2 units: with a
+    softcap (``general``) the shift is in the scores. shifts: address in shared memory."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    f32, u32, load, float_of, row_of = types.float32, types.uint32, dev.ld_shared_u32, dev.mov_f32_b32, _make_row_of()
+
+    @cuda.jit(device=True, forceinline=True)
+    def shift_of(shifts, i, e, lane):
+        return float_of(load(shifts + u32(4) * row_of(i, e, lane)))
+
+    @cuda.jit(device=True, forceinline=True)
+    def shift2_of(shifts, row, softmax_scale, cap):
+        if general and cap != f32(0):
+            return f32(0)
+        return float_of(load(shifts + u32(4) * u32(row))) * softmax_scale * f32(LOG2E)
+
+    return shift_of, shift2_of
+
+
+def make_find_bounds(recall):
+    """Device function ``(low: i32[2], high: i32[2], i, lane, frame, group, q_len, window_left, first, stop)``: tokens [low,
+    high) of [first, stop) that the lane's two rows of query tile ``i`` see. recall: of ``decode_frame.make_frame``."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, i32, token_of, row_of = types.uint32, types.int32, make_token_of(), _make_row_of()
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def find_bounds(low, high, i, lane, frame, group, q_len, window_left, first, stop):
+        for e in unroll(2):
+            row = i32(recall(frame, FIRST_ROW) + i32(row_of(i, u32(e), lane)))
+            own = i32(recall(frame, POSITION) + token_of(row, group, q_len))
+            low[e] = i32(max(i32(own - window_left), first))
+            high[e] = i32(min(own + i32(1), stop))
+
+    return find_bounds
+
+
+def _make_row_of():
+    """Device function ``(i, e, lane) -> u32``: which of the CTA's rows is column ``e`` of the lane's two of query tile
+    ``i``."""
+    from numba import cuda
+    from numba.core import types
+
+    u32, i32 = types.uint32, types.int32
+
+    @cuda.jit(device=True, forceinline=True)
+    def row_of(i, e, lane):
+        return u32(Q_TILE) * i + u32(2) * u32(lane & i32(3)) + e
+
+    return row_of
