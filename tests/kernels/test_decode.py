@@ -21,7 +21,6 @@ from nbfmha.problem import Problem
 from ptx_inline.isa.shared_memory import shared_limit
 from ptx_inline.toolchain import Target, instruction_mix
 
-SLOW = pytest.mark.slow
 EDGES = (1, 15, 63, 64, 65, 300, 0, 2)
 
 #: Few kernels, many shapes: what is compiled for one is used by the others.
@@ -35,21 +34,21 @@ CALLS = [
     Call((1000, 300, 90), q_len=4, options={"window": (200, None)}, num_splits=20),
     Call((600, 100), q_len=2, options={"window": (70, 5), "softmax_scale": 0.3}, heads=(2, 2)),
     Call((600, 100), recent=16, sink_tokens=0, q_len=8),
-    pytest.param(Call(EDGES, q_len=3, heads=(4, 1), num_splits=3), marks=SLOW),  # two query tiles
-    pytest.param(Call((600, 100), recent=16, sink_tokens=0, q_len=16), marks=SLOW),
+    Call(EDGES, q_len=3, heads=(4, 1), num_splits=3),  # two query tiles
+    Call((600, 100), recent=16, sink_tokens=0, q_len=16),
     Call((600, 250), recent=128, sink_tokens=80, num_splits=2),
-    pytest.param(Call((300, 1, 500), q_len=16, heads=(4, 2), num_splits=2), marks=SLOW),  # four
-    pytest.param(Call((300, 170), q_len=3, heads=(48, 2)), marks=SLOW),  # and more rows than a CTA has
-    pytest.param(Call((300, 65, 500), page_size=16, num_splits=3), marks=SLOW),
-    pytest.param(Call((300, 500), page_size=48, q_len=3, heads=(8, 2)), marks=SLOW),
-    pytest.param(Call((300, 40), options={"softcap": 20.0}, num_splits=2, q_len=2), marks=SLOW),
-    pytest.param(Call((300, 40), options={"softcap": 5.0, "softmax_scale": 0.3, "window": (100, 0)}), marks=SLOW),
-    pytest.param(Call((300, 40), options={"softmax_scale": -0.2}), marks=SLOW),
-    pytest.param(Call((300, 40), dtype="bfloat16", q_len=2, num_splits=2), marks=SLOW),
-    pytest.param(Call((300, 700), head_dim=128, num_splits=2, heads=(4, 1)), marks=SLOW),
-    pytest.param(Call((300, 500), head_dim=128, q_len=16, heads=(4, 2)), marks=SLOW),
-    pytest.param(Call((300, 500), head_dim=256, q_len=3, heads=(8, 1), num_splits=2), marks=SLOW),
-    pytest.param(Call((300, 170), head_dim=256, page_size=32), marks=SLOW),
+    Call((300, 1, 500), q_len=16, heads=(4, 2), num_splits=2),  # four
+    Call((300, 170), q_len=3, heads=(48, 2)),  # and more rows than a CTA has
+    Call((300, 65, 500), page_size=16, num_splits=3),
+    Call((300, 500), page_size=48, q_len=3, heads=(8, 2)),
+    Call((300, 40), options={"softcap": 20.0}, num_splits=2, q_len=2),
+    Call((300, 40), options={"softcap": 5.0, "softmax_scale": 0.3, "window": (100, 0)}),
+    Call((300, 40), options={"softmax_scale": -0.2}),
+    Call((300, 40), dtype="bfloat16", q_len=2, num_splits=2),
+    Call((300, 700), head_dim=128, num_splits=2, heads=(4, 1)),
+    Call((300, 500), head_dim=128, q_len=16, heads=(4, 2)),
+    Call((300, 500), head_dim=256, q_len=3, heads=(8, 1), num_splits=2),
+    Call((300, 170), head_dim=256, page_size=32),
 ]
 
 
@@ -59,12 +58,6 @@ GPU = pytest.param("gpu", marks=pytest.mark.gpu)
 @pytest.fixture(params=["blockscale", "dequant", GPU])
 def device(request):
     """The PTX for sm_120a or sm_90a on this CPU, or a GPU."""
-    return make_device(request)
-
-
-@pytest.fixture(params=["blockscale", pytest.param("dequant", marks=SLOW), GPU])
-def device_of_wide_pages(request):
-    """The same for pages of more than a tile, which have a kernel of their own."""
     return make_device(request)
 
 
@@ -93,9 +86,8 @@ def test_equals_attention_on_what_the_cache_stands_for(device, call):
     assert_decoded(*run(device, call), dtype=call.dtype)
 
 
-def test_pages_of_several_tiles(device_of_wide_pages):
-    call = Call((700, 130, 1500), heads=(16, 2), num_splits=None, page_size=256)
-    assert_decoded(*run(device_of_wide_pages, call))
+def test_pages_of_several_tiles(device):
+    assert_decoded(*run(device, Call((700, 130, 1500), heads=(16, 2), num_splits=None, page_size=256)))
 
 
 @pytest.mark.parametrize("num_splits", [1, 3])
@@ -169,7 +161,7 @@ def test_each_sequence_is_divided_by_the_length_that_the_device_knows(device, ma
     assert_decoded(device.to_host(out), device.to_host(lse), *expected(call, device.implementation, q, built))
 
 
-@pytest.mark.parametrize("warps", [pytest.param(8, marks=SLOW), pytest.param(16, marks=SLOW)])
+@pytest.mark.parametrize("warps", [8, 16])
 def test_ctas_of_more_warps(device, warps, monkeypatch):
     monkeypatch.setattr(decode_sizes, "CTA_WARPS", (warps,))
     assert_decoded(*run(device, Call((3000, 700, 33), heads=(2, 1), num_splits=None)))
@@ -234,12 +226,11 @@ class TestContiguous:
             (640, None, 3, {}),
             (320, (320, 77, 3, 0), 5, {"num_splits": 3}),
             (320, (300, 64), 4, {"window": (70, 0), "num_splits": 1}),
-            pytest.param(320, (300, 64), 16, {"window": (70, 0), "num_splits": 1}, marks=SLOW),
-            pytest.param(80, (65, 80), 2, {}, marks=SLOW),
+            (320, (300, 64), 16, {"window": (70, 0), "num_splits": 1}),
+            (80, (65, 80), 2, {}),
         ],
     )
-    def test_equals_attention_on_what_they_stand_for(self, device_of_wide_pages, tokens, lengths, q_len, options):
-        device = device_of_wide_pages
+    def test_equals_attention_on_what_they_stand_for(self, device, tokens, lengths, q_len, options):
         batch = 2 if lengths is None else len(lengths)
         q, k, v = self.inputs(batch, (2, 2), tokens, q_len)
         on_device = tuple(x.with_arrays(device.to_device) for x in (k, v))
@@ -428,15 +419,15 @@ def test_a_lane_has_the_tokens_of_its_block():
     ("implementation", "head_dim", "q_tiles", "target"),
     [
         ("blockscale", 64, 1, "sm_120a"),
-        pytest.param("dequant", 64, 1, "sm_90a", marks=SLOW),
-        pytest.param("dequant", 64, 1, "sm_80", marks=SLOW),
-        pytest.param("dequant", 128, 1, "sm_90a", marks=SLOW),
-        pytest.param("dequant", 256, 1, "sm_90a", marks=SLOW),
-        pytest.param("blockscale", 128, 1, "sm_120a", marks=SLOW),
-        pytest.param("blockscale", 256, 1, "sm_120a", marks=SLOW),
-        pytest.param("dequant", 64, 4, "sm_90a", marks=SLOW),
-        pytest.param("dequant", 128, 4, "sm_90a", marks=SLOW),
-        pytest.param("blockscale", 128, 4, "sm_120a", marks=SLOW),
+        ("dequant", 64, 1, "sm_90a"),
+        ("dequant", 64, 1, "sm_80"),
+        ("dequant", 128, 1, "sm_90a"),
+        ("dequant", 256, 1, "sm_90a"),
+        ("blockscale", 128, 1, "sm_120a"),
+        ("blockscale", 256, 1, "sm_120a"),
+        ("dequant", 64, 4, "sm_90a"),
+        ("dequant", 128, 4, "sm_90a"),
+        ("blockscale", 128, 4, "sm_120a"),
     ],
 )
 def test_next_to_nothing_is_spilled(implementation, head_dim, q_tiles, target):
