@@ -17,7 +17,6 @@ from nbfmha.validate import Context, cases_decode, prepare, run_case, select_cas
 from nbfmha.validate import decode_problems as problems
 from nbfmha.validate.implementations import Emulated, Reference, Unavailable, choose
 
-SLOW = pytest.mark.slow
 CASES = {case.name: case for case in select_cases("decode")}
 ON_IMPLEMENTATION = [name for name, case in CASES.items() if case.evidence == "implementation"]
 KERNELS_OF_THEIR_OWN = ("decode_softcap", "decode_wide")
@@ -36,11 +35,8 @@ class TestCases:
         if name in ON_IMPLEMENTATION:
             assert result.reason == "needs a GPU or the emulator: the cache's model would be compared with itself"
 
-    @pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=SLOW if name in KERNELS_OF_THEIR_OWN else ()) for name in ON_IMPLEMENTATION]
-    )
+    @pytest.mark.parametrize("name", ON_IMPLEMENTATION)
     def test_on_the_emulator(self, name):
-        """One kernel of decode, so that the rest is quick, but for those marked slow."""
         result = run_on(Machine("sm_120a"), name)
         assert result.status == "pass", result.reason
         if name != "decode_append":
@@ -56,7 +52,6 @@ class TestCases:
         if name == "decode_forks":
             assert result.details["shared_pages"] == 2
 
-    @SLOW
     @pytest.mark.parametrize("name", ON_IMPLEMENTATION)
     def test_by_dequantisation(self, name):
         result = run_on(Emulated("sm_90a"), name)
@@ -200,8 +195,8 @@ class TestWhatFails:
         [
             ("decode_windows", "window"),
             ("decode_sinks", "sinks"),
-            pytest.param("decode_softcap", "softcap", marks=SLOW),
-            pytest.param("decode_softcap", "softmax_scale", marks=SLOW),
+            ("decode_softcap", "softcap"),
+            ("decode_softcap", "softmax_scale"),
         ],
     )
     def test_an_option_without_effect(self, name, option):

@@ -8,16 +8,8 @@ import nbfmha
 from nbfmha.validate.cache_twin import CacheTwin
 from nbfmha.validate.decode_problems import attention_from, parts_of_keys, queries, rows
 
-SLOW = pytest.mark.slow  # validate --what decode has the like, by the same functions
 
-
-@pytest.fixture(
-    params=[
-        pytest.param("blockscale", marks=SLOW),
-        pytest.param("dequant", marks=SLOW),
-        pytest.param("gpu", marks=pytest.mark.gpu),
-    ]
-)
+@pytest.fixture(params=["blockscale", "dequant", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
     if request.param == "gpu":
         return GpuDevice(request.getfixturevalue("gpu"))

@@ -96,7 +96,6 @@ def test_windows_and_pages_of_other_sizes(device, recent, sinks, page_size):
         twin.check()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "head_dim", "scale"), [("bfloat16", 128, "four_over_six"), ("float16", 256, "amax")])
 def test_other_kernels(device, dtype, head_dim, scale):
     twin = Twin(device, dtype=dtype, head_dim=head_dim, scale=scale)
