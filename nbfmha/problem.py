@@ -34,6 +34,8 @@ from nbfmha.validation import FLOAT_DTYPES, check_choice, check_head_dim, check_
 
 DTYPES = (*FLOAT_DTYPES, "float64")
 """Dtypes of the values; kernels take the first three, the references all."""
+NO_LIMIT = 1 << 30
+"""Stands for "no bound" where a kernel takes a number of tokens: more than any sequence has."""
 
 
 class Sequence(NamedTuple):
@@ -177,6 +179,12 @@ class Problem:
         left, right = self.window or (None, None)
         if self.causal:
             right = 0 if right is None else min(right, 0)
+        return left, right
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """``bounds`` as kernels take them: at most ``NO_LIMIT``, which is none."""
+        left, right = (NO_LIMIT if side is None else min(side, NO_LIMIT) for side in self.bounds)
         return left, right
 
     def sequences(self) -> Iterator[Sequence]:

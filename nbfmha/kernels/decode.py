@@ -9,7 +9,6 @@ from typing import Any
 from nbfmha import gpu_arrays
 from nbfmha.gpu_arrays import Launch
 from nbfmha.kernels.decode_device import make_decode
-from nbfmha.kernels.decode_share import NO_LIMIT
 from nbfmha.kernels.decode_sizes import RESIDENT_WARPS, Layout, Memory, Splits, q_tiles_of, row_tiles_of
 from nbfmha.kernels.tile_paged import pages_of
 from nbfmha.kv_layout import CacheArrays
@@ -68,9 +67,8 @@ def launch_of(
     zeros again afterwards; with one split () and None. The others as in ``decode``."""
     group, head_dim = problem.qhead_per_kvhead, layout.head_dim
     rows = problem.seqlen_q * group
-    q_tiles, warps, (left, _) = q_tiles_of(head_dim, rows), splits.warps, problem.bounds
+    q_tiles, warps, (window_left, _) = q_tiles_of(head_dim, rows), splits.warps, problem.limits
     part, part_lse = parts or (None, None)
-    window_left = NO_LIMIT if left is None else min(left, NO_LIMIT)
     given = (
         seq_ids, arrays.lengths, arrays.block_tables, q, arrays.k_mean, arrays.k_codes, arrays.k_scales,
         int(seq_ids is not None), int(arrays.lengths is not None), splits.num_splits, row_tiles_of(head_dim, rows),

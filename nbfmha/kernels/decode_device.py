@@ -335,11 +335,11 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         # K's first tiles before the barrier, and without the frame, which others read after it
         if whole:
             keep_pages(page, page_place, kv_head, num_heads_kv, stage, lane)
-        if whole and first_n < stop_n:
-            load_tile(
-                load_k, stage, k_codes, k_scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n,
-                i32(0), lane,
-            )  # fmt: skip
+            if first_n < stop_n:
+                load_tile(
+                    load_k, stage, k_codes, k_scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n,
+                    i32(0), lane,
+                )  # fmt: skip
         commit()
         wait_but_newest()  # Q is there, and is prepared while K comes
         cuda.syncthreads()

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 from nbfmha.kernels.tile_sixteen import TOKENS as SIXTEEN
 from nbfmha.kv_layout import BLOCK
+from nbfmha.problem import NO_LIMIT
 from nbfmha.recipe import TILE_N
-
-NO_LIMIT = 1 << 30
-"""Of a window's side."""
 
 
 def make_begin():

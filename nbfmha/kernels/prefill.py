@@ -32,7 +32,7 @@ from nbfmha import gpu_arrays
 from nbfmha.kernels.operands import HEAD_DIMS, Operands
 from nbfmha.kernels.tile_16bit import THREADS, WARPS, row_pitch
 from nbfmha.kernels.tile_codes import DELTA_BYTES, Stage
-from nbfmha.problem import Problem
+from nbfmha.problem import NO_LIMIT, Problem
 from nbfmha.recipe import P_SCALE, TILE_N, Recipe
 from nbfmha.tiles import TILE_M, View
 from nbfmha.validation import FLOAT_DTYPES, message
@@ -42,7 +42,6 @@ from ptx_inline.toolchain import Kernel, Target
 IMPLEMENTATIONS = ("blockscale", "legacy", "dequant")
 #: CTAs an SM that ptxas makes room for with ``dequant``: 255 registers a thread. Three spill, and are slower on an H100.
 CTAS_PER_SM = 2
-NO_LIMIT = 1 << 30  # of a window's side
 
 
 def m_tiles_of(implementation: str, head_dim: int) -> int:
@@ -475,7 +474,7 @@ def prefill(
     else:
         codes = (operands.q_values, None, operands.k_values, None, operands.v_values, None)
     optional = (operands.delta, operands.shift, operands.sinks)
-    left, right = (NO_LIMIT if side is None else min(side, NO_LIMIT) for side in problem.bounds)
+    left, right = problem.limits
     diagonal = -1 if recipe.diagonal_tiles is None else min(recipe.diagonal_tiles, NO_LIMIT >> 6)
     arguments = (
         out.array,

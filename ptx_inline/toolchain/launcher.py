@@ -108,17 +108,12 @@ class ProgrammaticLaunch:
 
     def __init__(self, driver, function, grid: tuple, block: tuple, smem_bytes: int):
         self.args = (function, *grid, *block, smem_bytes)
-        self._driver, self._configs = driver, {}
+        self._driver, self._config_of = driver, functools.lru_cache(maxsize=64)(self._make_config)
 
     def __call__(self, stream: int, addresses: int, extra: int) -> tuple:
-        config = self._configs.get(stream)
-        if config is None:
-            if len(self._configs) >= 64:
-                self._configs.clear()
-            config = self._configs[stream] = self._config_of(stream)
-        return self._driver.cuLaunchKernelEx(config, self.args[0], addresses, extra)
+        return self._driver.cuLaunchKernelEx(self._config_of(stream), self.args[0], addresses, extra)
 
-    def _config_of(self, stream: int):
+    def _make_config(self, stream: int):
         driver = self._driver
         attribute, value = driver.CUlaunchAttribute(), driver.CUlaunchAttributeValue()
         value.programmaticStreamSerializationAllowed = 1

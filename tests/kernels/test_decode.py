@@ -58,10 +58,6 @@ GPU = pytest.param("gpu", marks=pytest.mark.gpu)
 @pytest.fixture(params=["blockscale", "dequant", GPU])
 def device(request):
     """The PTX for sm_120a or sm_90a on this CPU, or a GPU."""
-    return make_device(request)
-
-
-def make_device(request):
     if request.param == "gpu":
         return GpuDevice(request.getfixturevalue("gpu"))
     return EmulatedDevice("sm_120a" if request.param == "blockscale" else "sm_90a")
