@@ -86,7 +86,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
     launch_dependents, wait_for_others = dev.griddepcontrol_launch_dependents, dev.griddepcontrol_wait
-    wait_but_newest = dev.cp_async_wait_group_1
+    wait_but_newest, shuffle = dev.cp_async_wait_group_1, dev.shfl_sync_idx_b32
     load_shared, store_shared, unknown = dev.ld_shared_u32, dev.st_shared_u32, dev.unknown_u32
     blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
     threads, whole, n_factors = 32 * warps, pages != "blocks", len(FACTORS)
@@ -101,8 +101,10 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     keep, recall, recall_factors = decode_frame.make_frame()
     places_of, find_bounds = decode_rows.make_places_of(), decode_rows.make_find_bounds(recall)
     shift_of, shift2_of = decode_rows.make_shifts(general)
-    token_of, begin_of, share = decode_query.make_token_of(), decode_share.make_begin(), decode_share.make_share()
-    fetch_queries, fetch_mean, prepare_queries = decode_query.make_load_queries(
+    token_of, begin_of, stop_of, share = (
+        decode_query.make_token_of(), decode_share.make_begin(), decode_share.make_stop(), decode_share.make_share()
+    )  # fmt: skip
+    q_passes, find_queries, fetch_queries, fetch_mean, prepare_queries = decode_query.make_load_queries(
         head_dim, dtype, q_tiles, threads, not blockscale
     )
     (load_k, load_v), find_page, index_of = (
@@ -284,39 +286,52 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
         kv_head, split, batch = i32(cuda.blockIdx.x), i32(cuda.blockIdx.y), i32(cuda.blockIdx.z)
         launch_dependents()
-        wait_for_others()  # nothing was read before
-        slot, length, table_tokens = batch, page_size, u32(page_size)
-        if paged != i32(0):
-            slot, table_tokens = i32(seq_ids[batch]), u32(u32(table_width) * u32(page_size))
+        # what needs no memory: the kernel ahead may still run
         rows_of = i64(batch) * i64(cuda.gridDim.x) + i64(kv_head)  # number of these rows among all
         row_tile = i32(0)
-        if row_tiles > i32(1):  # a division is twenty instructions in a row, and nothing is on its way yet
+        if row_tiles > i32(1):
             row_tile, kv_head = i32(u32(kv_head) % u32(row_tiles)), i32(u32(kv_head) // u32(row_tiles))
-        first_row, rows = i32(row_tile * i32(cta_rows)), i32(q_len * group)
-        # Q first, else it would come after the first tiles of all CTAs
-        fetch_queries(plain, q, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread)
+        first_row, rows, heads = i32(row_tile * i32(cta_rows)), i32(q_len * group), i32(num_heads_kv * group)
+        places = cuda.local.array(q_passes, i64)
+        find_queries(places, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread)
+        first_token, table_tokens = token_of(first_row, group, q_len), u32(page_size)
+        if paged != i32(0):
+            table_tokens = u32(u32(table_width) * u32(page_size))
+        ahead = i32(num_splits * i32(warps))  # the warp's next tile is so many tiles away
+        step_n, first_tile = i32(ahead * i32(TILE_N)), i32(warp * num_splits + split)
+        wait_for_others()  # nothing was read before
+
+        slot, length = batch, page_size
+        if paged != i32(0):
+            slot = i32(seq_ids[batch])
+        fetch_queries(plain, q, places, thread)  # else Q would come after the first tiles of all CTAs
         if has_lengths != i32(0):
             length = i32(lengths[slot])
-        fetch_mean(mean, k_mean, paged, kv_head, num_heads_kv, slot, thread)
-        commit()
-        heads = i32(num_heads_kv * group)
-        all_rows = u32(batch_size * q_len * heads)
-
-        begin = begin_of(length, i32(token_of(first_row, group, q_len) - q_len), window_left, sink_tokens)
-        first_n = i32(begin + i32(warp * num_splits + split) * i32(TILE_N))
-        ahead = i32(num_splits * i32(warps))  # the warp's next tile is so many tiles away
-        step_n = i32(ahead * i32(TILE_N))
+        begin = begin_of(length, i32(first_token - q_len), window_left, sink_tokens)
+        first_n = i32(begin + first_tile * i32(TILE_N))
         page, page_place = i32(0), i32(0)
         if whole:
             page, page_place = look_up(
                 tables, table_of(paged, slot, table_width), table_tokens, page_size, first_n, step_n, lane
             )
+        fetch_mean(mean, k_mean, paged, kv_head, num_heads_kv, slot, thread)
+        commit()
+        # K's first tiles before all that can wait
+        stop = stop_of(length, recent_tokens)
+        if whole and first_n < stop and sink_tokens < stop:
+            index, place = index_of(page, num_heads_kv, kv_head), u32(page_place)
+            load_k(
+                stage, k_codes, k_scales, shuffle(index, u32(0)), i32(shuffle(place, u32(0))), page_size, again(lane)
+            )
+        commit()
         position = i32(length - q_len)
-        first_position = i32(position + token_of(first_row, group, q_len))
-        stop, stop_n, sink_stop, sink_tiles, ring_first, sixteen = share(
-            length, first_position, begin, window_left, recent_tokens, sink_tokens
+        first_position = i32(position + first_token)
+        stop_n, sink_stop, sink_tiles, ring_first, sixteen = share(
+            length, first_position, begin, stop, window_left, sink_tokens
         )
-        partial = num_splits > i32(1)
+        partial, all_rows = num_splits > i32(1), u32(batch_size * q_len * heads)
+        if whole:
+            keep_pages(page, page_place, kv_head, num_heads_kv, stage, lane)
         if thread == i32(0):
             keep(frame, SLOT, slot)
             keep(frame, KV_HEAD, kv_head)
@@ -331,16 +346,6 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             keep(frame, STOP, stop)
             for i in unroll(n_factors):
                 keep(frame, FIRST_FACTOR + i, FACTORS[i])
-
-        # K's first tiles before the barrier, and without the frame, which others read after it
-        if whole:
-            keep_pages(page, page_place, kv_head, num_heads_kv, stage, lane)
-            if first_n < stop_n:
-                load_tile(
-                    load_k, stage, k_codes, k_scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n,
-                    i32(0), lane,
-                )  # fmt: skip
-        commit()
         wait_but_newest()  # Q is there, and is prepared while K comes
         cuda.syncthreads()
         b = cuda.local.array((q_tiles, k_steps, 2), u32)

@@ -27,10 +27,12 @@ def make_token_of():
 
 
 def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, widened: bool):
-    """Device functions of all threads, with a barrier before the last one for what the others copy asynchronously:
+    """``passes``, and device functions of all threads, with a barrier before the last one for what the others copy
+    asynchronously:
 
-    ``fetch(plain, q: u32*, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread)``: 8 q_tiles rows of Q,
-    from row ``first_row`` on, to shared memory.
+    ``find(places: i64[passes], batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread)``: bytes of q that a
+    thread copies, of 8 q_tiles rows from row ``first_row`` on; -1 for none. ``fetch(plain, q: u32*, places, thread)``:
+    these to shared memory.
 
     ``fetch_mean(mean, k_mean: f32*, has_mean, kv_head, num_heads_kv, slot, thread)``: km, or zeros where there is none.
 
@@ -54,26 +56,36 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
     widen = dev.cvt_f32_bf16 if bf16 else dev.cvt_f32_f16
     chunks, pitch, words = head_dim // 8, row_pitch(head_dim), words_of_lane(head_dim, q_tiles)
     total, mean_chunks, halvings = Q_TILE * q_tiles * chunks, head_dim // 4, (head_dim // 8).bit_length() - 1
+    passes = -(-total // threads)
 
     @cuda.jit(device=True, forceinline=True)
-    def fetch_chunk(plain, q, head_at, heads, first_row, rows, group, q_len, index):
-        row, chunk = index // u32(chunks), index % u32(chunks)
-        query = i32(first_row + i32(row))
-        at = i64(0)
-        if query < rows:
-            token = token_of(query, group, q_len)
-            at = i64(u32(head_at + u32(token * heads + query - token * group))) * i64(2 * head_dim) + i64(chunk * u32(16))
-        cp_async_16(plain + row * u32(pitch) + u32(16) * chunk, q, at, u32(16) if query < rows else u32(0))
+    def place_of(head_at, heads, first_row, rows, group, q_len, index):
+        query = i32(first_row + i32(index // u32(chunks)))
+        if query >= rows:
+            return i64(-1)
+        token = token_of(query, group, q_len)
+        row = u32(head_at + u32(token * heads + query - token * group))  # 32 bits: no memory has 2^32 rows of 128 bytes
+        return i64(row) * i64(2 * head_dim) + i64(index % u32(chunks) * u32(16))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def fetch(plain, q, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread):
+    def find(places, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread):
         heads = i32(num_heads_kv * group)
-        head_at = u32(batch * q_len * heads + kv_head * group)  # 32 bits: no memory has 2^32 rows of 128 bytes
-        for i in unroll(-(-total // threads)):
+        head_at = u32(batch * q_len * heads + kv_head * group)
+        for i in unroll(passes):
+            index = u32(u32(thread) + u32(threads * i))
+            places[i] = i64(-1)
+            if threads * (i + 1) <= total or index < u32(total):
+                places[i] = place_of(head_at, heads, first_row, rows, group, q_len, index)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def fetch(plain, q, places, thread):
+        for i in unroll(passes):
             index = u32(u32(thread) + u32(threads * i))
             if threads * (i + 1) <= total or index < u32(total):
-                fetch_chunk(plain, q, head_at, heads, first_row, rows, group, q_len, index)
+                to = plain + index // u32(chunks) * u32(pitch) + u32(16) * (index % u32(chunks))
+                cp_async_16(to, q, max(places[i], i64(0)), u32(16) if places[i] >= i64(0) else u32(0))
 
     @cuda.jit(device=True, forceinline=True)
     def fetch_mean(mean, k_mean, has_mean, kv_head, num_heads_kv, slot, thread):
@@ -127,12 +139,12 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def prepare(plain, mean, shifts, ordered, thread):
-        for i in unroll(-(-total // threads)):
+        for i in unroll(passes):
             index = u32(u32(thread) + u32(threads * i))
             if threads * (i + 1) <= total or index < u32(total):  # whole warps: a row's lanes share its product
                 prepare_chunk(plain, mean, shifts, ordered, index // u32(chunks), index % u32(chunks))
 
-    return fetch, fetch_mean, prepare
+    return passes, find, fetch, fetch_mean, prepare
 
 
 def make_quantize_queries(head_dim: int, dtype: str, q_tiles: int, threads: int):

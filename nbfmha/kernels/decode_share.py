@@ -38,9 +38,24 @@ def make_begin():
     return begin_of
 
 
+def make_stop():
+    """Device function ``(length, recent_tokens) -> i32``: where the tokens in NVFP4 end."""
+    from numba import cuda
+    from numba.core import types
+
+    i32 = types.int32
+
+    @cuda.jit(device=True, forceinline=True)
+    def stop_of(length, recent_tokens):
+        stop = i32(max(i32(length - recent_tokens), i32(0)))
+        return i32(stop & i32(-BLOCK)) if recent_tokens > i32(0) else stop
+
+    return stop_of
+
+
 def make_share():
-    """Device function ``(length, first_position, begin, window_left, recent_tokens, sink_tokens) -> (stop, stop_n,
-    sink_stop, sink_tiles, ring_first, sixteen)``.
+    """Device function ``(length, first_position, begin, stop, window_left, sink_tokens) -> (stop_n, sink_stop, sink_tiles,
+    ring_first, sixteen)``.
 
     first_position: of the first query of the CTA's rows. ``begin``: of ``make_begin``. NVFP4 tiles begin before ``stop_n``,
     which is a multiple of 64 tokens behind ``begin``; then come ``sixteen`` tiles in 16 bits, of which the first
@@ -52,11 +67,8 @@ def make_share():
     u32, i32 = types.uint32, types.int32
 
     @cuda.jit(device=True, forceinline=True)
-    def share(length, first_position, begin, window_left, recent_tokens, sink_tokens):
+    def share(length, first_position, begin, stop, window_left, sink_tokens):
         seen_from = i32(max(i32(first_position - window_left), i32(0)))
-        stop = i32(max(i32(length - recent_tokens), i32(0)))
-        if recent_tokens > i32(0):
-            stop &= i32(-BLOCK)
         tiles = i32(max(i32(stop - max(begin, sink_tokens)), i32(0)))
         tiles = i32((stop - begin + i32(TILE_N - 1)) >> i32(6)) if tiles > i32(0) else i32(0)
         sink_stop = i32(min(sink_tokens, length))
@@ -64,6 +76,6 @@ def make_share():
         ring_first = i32(max(max(stop, sink_tokens), i32(seen_from & i32(-SIXTEEN))))
         ring_tiles = i32(u32(max(i32(length - ring_first), i32(0)) + i32(SIXTEEN - 1)) // u32(SIXTEEN))
         sixteen = i32(sink_tiles + ring_tiles)
-        return stop, i32(begin + i32(tiles * i32(TILE_N))), sink_stop, sink_tiles, ring_first, sixteen
+        return i32(begin + i32(tiles * i32(TILE_N))), sink_stop, sink_tiles, ring_first, sixteen
 
     return share
