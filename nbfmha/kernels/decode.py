@@ -19,11 +19,11 @@ IMPLEMENTATIONS = ("blockscale", "dequant")
 MAX_QUERIES = 16
 
 #: Types of: seq_ids, lengths, tables; q, k_mean, k_codes, k_scales as bytes; 2 flags, num_splits ... window_left; v_codes
-#: to v_sinks as bytes; out, lse; part, part_lse; sinks; tickets; 2 flags, batch_size; softmax_scale, cap. What is needed
-#: first stands first: constant memory comes in lines of 64 bytes, for each of which all warps wait.
+#: to v_sinks as bytes; out, lse; part, part_lse; sinks; tickets; 2 flags, batch_size, num_slots; softmax_scale, cap.
+#: What is needed first stands first: constant memory comes in lines of 64 bytes, for each of which all warps wait.
 SIGNATURE = (
     *("i32*",) * 3, *("u8*",) * 4, *("i32",) * 12, *("u8*",) * 6, "u32*", "f32*", "u32*", "f32*", "f32*", "u32*",
-    *("i32",) * 3, "f32", "f32",
+    *("i32",) * 4, "f32", "f32",
 )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def launch_of(
         0 if seq_ids is None else arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens, window_left,
         arrays.v_codes, arrays.v_scales, arrays.k_recent, arrays.v_recent, arrays.k_sinks, arrays.v_sinks,
         out, lse, part, part_lse, sinks, tickets, int(lse is not None), int(sinks is not None), problem.batch,
-        problem.softmax_scale, problem.softcap or 0.0,
+        0 if seq_ids is None else arrays.block_tables.shape[0], problem.softmax_scale, problem.softcap or 0.0,
     )  # fmt: skip
     arguments = tuple(0 if argument is None else argument for argument in given)
     general = problem.softcap is not None or problem.softmax_scale <= 0

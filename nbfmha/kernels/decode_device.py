@@ -26,10 +26,11 @@ sm_80, ``blockscale`` sm_120a. head_dim 64, 128, 256.
 
 Few rows leave the registers to sixteen warps an SM, whose loads and whose dependent instructions hide each other's waits;
 one place for K and one for V a warp is then enough to have 70 KiB of an SM on their way at any time. What comes before the
-first load and after the last nothing hides, and all warps do it at once, so that every instruction counts: Q is asked for
-first, then the slot, then the length and a warp's pages together; what the end needs is worked out before the barrier at
+first load and after the last nothing hides, and all warps do it at once, so that every instruction counts: the slot comes
+first, then the length and a warp's pages together, then Q, then K; what the end needs is worked out before the barrier at
 which warps wait. From sm_90 on the kernel may be launched before the one ahead of it in the stream has ended
-(programmatic dependent launch), and waits for it before it reads anything.
+(programmatic dependent launch): meanwhile it does what needs no memory and gives hints (:mod:`decode_hints`), and it waits
+before it reads anything that counts.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from nbfmha.kernels.decode_query import Q_TILE
 from nbfmha.kernels.decode_sizes import Memory
 from nbfmha.kernels.paged_products import FACTORS, UNIT
 from nbfmha.kv_layout import BLOCK
+from nbfmha.problem import NO_LIMIT
 from nbfmha.recipe import TILE_N
 
 
@@ -67,6 +69,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
     from nbfmha.kernels import (
         decode_frame,
+        decode_hints,
         decode_merge,
         decode_query,
         decode_rows,
@@ -107,6 +110,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     q_passes, find_queries, fetch_queries, fetch_mean, prepare_queries = decode_query.make_load_queries(
         head_dim, dtype, q_tiles, threads, not blockscale
     )
+    may_be_early, hint = dev.has_griddepcontrol, decode_hints.make_hint(head_dim, pages, q_passes)
     (load_k, load_v), find_page, index_of = (
         tile_paged.make_load_tile(memory.stage, pages), tile_paged.make_find_page(pages), tile_paged.make_index()
     )  # fmt: skip
@@ -274,8 +278,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     def decode(
         seq_ids, lengths, tables, q, k_mean, k_codes, k_scales, paged, has_lengths, num_splits, row_tiles, q_len,
         num_heads_kv, group, page_size, table_width, recent_tokens, sink_tokens, window_left, v_codes, v_scales, k_recent,
-        v_recent, k_sinks, v_sinks, out, lse, part, part_lse, sinks, tickets, has_lse, has_sinks, batch_size, softmax_scale,
-        cap,
+        v_recent, k_sinks, v_sinks, out, lse, part, part_lse, sinks, tickets, has_lse, has_sinks, batch_size, num_slots,
+        softmax_scale, cap,
     ):  # fmt: skip
         plain = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
         own_q, shifts, frame = plain + u32(at_q_tile), plain + u32(at_shifts), plain + u32(at_frame)
@@ -292,19 +296,25 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         if row_tiles > i32(1):
             row_tile, kv_head = i32(u32(kv_head) % u32(row_tiles)), i32(u32(kv_head) // u32(row_tiles))
         first_row, rows, heads = i32(row_tile * i32(cta_rows)), i32(q_len * group), i32(num_heads_kv * group)
-        places = cuda.local.array(q_passes, i64)
-        find_queries(places, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread)
+        q_at = cuda.local.array(q_passes, i64)
+        find_queries(q_at, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread)
         first_token, table_tokens = token_of(first_row, group, q_len), u32(page_size)
         if paged != i32(0):
             table_tokens = u32(u32(table_width) * u32(page_size))
         ahead = i32(num_splits * i32(warps))  # the warp's next tile is so many tiles away
         step_n, first_tile = i32(ahead * i32(TILE_N)), i32(warp * num_splits + split)
-        wait_for_others()  # nothing was read before
+        # few CTAs, in one wave: of more most have nothing to wait for, and hints cost them time
+        if whole and num_splits > i32(1) and paged != i32(0) and window_left >= i32(NO_LIMIT) and may_be_early() != u32(0):
+            hint(
+                seq_ids, lengths, tables, q, k_mean, k_codes, k_scales, q_at, batch, kv_head, num_heads_kv, num_slots,
+                page_size, table_width, recent_tokens, sink_tokens, first_tile, split, thread, lane,
+            )  # fmt: skip
+        wait_for_others()  # no result depends on what was read before
 
         slot, length = batch, page_size
         if paged != i32(0):
             slot = i32(seq_ids[batch])
-        fetch_queries(plain, q, places, thread)  # else Q would come after the first tiles of all CTAs
+        fetch_queries(plain, q, q_at, thread)  # else Q would come after the first tiles of all CTAs
         if has_lengths != i32(0):
             length = i32(lengths[slot])
         begin = begin_of(length, i32(first_token - q_len), window_left, sink_tokens)

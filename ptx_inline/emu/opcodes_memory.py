@@ -161,6 +161,13 @@ def _bulk(decode, modifiers, *operands):
         modifiers.take("read")
         decode.emit(enc.BULK_WAIT, aux=decode.literal(operands[0]))
         return
+    if modifiers.take("prefetch"):  # changes time but no result
+        modifiers.drop("L2", "global")
+        if len(operands) != 2:
+            raise decode.unsupported("unsupported bulk prefetch")
+        decode.address(operands[0], enc.GLOBAL), decode.source(operands[1], st.U32)
+        decode.emit(enc.NOP)
+        return
     spaces = [part for part in modifiers.rest if part in ("shared::cluster", "shared::cta", "global")]
     modifiers.drop(*spaces)
     if spaces in (["shared::cluster", "global"], ["shared::cta", "global"]) and len(operands) == 4:

@@ -17,6 +17,13 @@ extern "C" __device__ void ld_global_nc_v2_u32(u32 *dst, const u32 *base, i64 in
   asm("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(dst[0]), "=r"(dst[1]) : "l"(base + index));
 }
 
+// What another kernel may be writing: not from L1, where a later load would find it. PTX ISA 6.0+, sm_70.
+extern "C" __device__ int ld_relaxed_gpu_global_s32(const int *base, i64 index) {
+  int value;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(base + index));
+  return value;
+}
+
 // 16 bytes of memory that this kernel may write too. PTX ISA 2.0+.
 extern "C" __device__ void ld_global_v4_u32(u32 *dst, const u32 *base, i64 index) {
   asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -71,6 +78,26 @@ extern "C" __device__ void griddepcontrol_wait() {
 extern "C" __device__ void griddepcontrol_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// 1 where these two do something, and a kernel may begin before the one ahead of it is done.
+extern "C" __device__ u32 has_griddepcontrol() {
+#if __CUDA_ARCH__ >= 900
+  return 1;
+#else
+  return 0;
+#endif
+}
+
+// Hints: L2 is asked for a line, or for `bytes`, which is a multiple of 16 as their address is. PTX ISA 2.0+; 8.0+, sm_90.
+extern "C" __device__ void prefetch_global_l2(const unsigned char *base, i64 offset) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(base + offset));
+}
+
+extern "C" __device__ void cp_async_bulk_prefetch_l2_global(const unsigned char *base, i64 offset, u32 bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(base + offset), "r"(bytes));
 #endif
 }
 

@@ -76,3 +76,31 @@ def test_copies_that_l2_gives_up_first(execute):
     kept = np.arange(28) < first_byte + length
     np.testing.assert_array_equal(found, np.where(kept, x[:, :28], 0))
     assert kernel.ptx("sm_120a").count("L2::cache_hint") == 3
+
+
+def make_early():
+    from numba import cuda, types
+
+    from ptx_inline import device as dev
+
+    u32, i64 = types.uint32, types.int64
+
+    def early(x, bytes_, y, flag):
+        i = cuda.grid(1)
+        dev.prefetch_global_l2(bytes_, i64(i))
+        dev.cp_async_bulk_prefetch_l2_global(bytes_, i64(0), u32(64))
+        y[i] = dev.ld_relaxed_gpu_global_s32(x, i64(i))
+        flag[i] = dev.has_griddepcontrol()
+
+    return early
+
+
+def test_what_is_read_and_asked_for_early(execute):
+    x, asked = RNG.integers(-(2**31), 2**31, 64, dtype=np.int32), np.zeros(64, np.uint8)
+    kernel = Kernel(make_early, ("i32*", "u8*", "i32*", "u32*"))
+    outputs = Output((64,), np.int32), Output((64,), np.uint32)
+    y, flag = execute(kernel, (2,), (32,), (x, asked, *outputs))[2:]
+    np.testing.assert_array_equal(y, x)
+    assert set(flag) <= {0, 1}
+    assert "bulk.prefetch" in kernel.ptx("sm_90a")
+    assert "bulk" not in kernel.ptx("sm_80")

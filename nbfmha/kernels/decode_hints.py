@@ -1,0 +1,60 @@
+"""What a CTA of the decode kernel asks L2 for before the kernel ahead of it in the stream is done.
+
+Slot, length and page are read as they seem to be: that kernel may yet write them. Nothing but addresses of hints follows
+from them, none of which lies outside the cache, and after the wait they are read again; keys, values and queries are not
+read at all. So no result depends on what was read early, and a page that was freed meanwhile does no harm.
+"""
+
+from __future__ import annotations
+
+from nbfmha.recipe import TILE_N
+
+
+def make_hint(head_dim: int, pages: str, passes: int):
+    """Device function ``(seq_ids: i32*, lengths: i32*, tables: i32*, q: u8*, k_mean: u8*, k_codes: u8*, k_scales: u8*,
+    q_at: i64[passes], batch, kv_head, num_heads_kv, num_slots, page_size, table_width, recent_tokens, sink_tokens,
+    first_tile, split, thread, lane)``: hints for K of the warp's first NVFP4 tile, and of the first split for the queries
+    (``q_at``: of ``decode_query``) and km. For pages "tile" and "tiles" (:mod:`tile_paged`), and calls without a window:
+    with one the first tile depends on the length.
+    """
+    from numba import cuda
+    from numba.core import types
+
+    from nbfmha.kernels import decode_share, tile_paged
+    from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
+
+    u32, i32, i64 = types.uint32, types.int32, types.int64
+    peek, prefetch, prefetch_bulk = (
+        dev.ld_relaxed_gpu_global_s32, dev.prefetch_global_l2, dev.cp_async_bulk_prefetch_l2_global
+    )  # fmt: skip
+    stop_of, index_of, alone = decode_share.make_stop(), tile_paged.make_index(), pages == "tile"
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def hint(
+        seq_ids, lengths, tables, q, k_mean, k_codes, k_scales, q_at, batch, kv_head, num_heads_kv, num_slots, page_size,
+        table_width, recent_tokens, sink_tokens, first_tile, split, thread, lane,
+    ):  # fmt: skip
+        if split == i32(0):
+            for i in unroll(passes):
+                if q_at[i] >= i64(0):
+                    prefetch(q, q_at[i])
+        slot = peek(seq_ids, i64(batch))
+        if u32(slot) < u32(num_slots):
+            if split == i32(0) and thread < i32(head_dim // 4):
+                row = i64(u32(slot * num_heads_kv + kv_head))
+                prefetch(k_mean, row * i64(4 * head_dim) + i64(u32(thread) * u32(16)))
+            first_n = i32(i32(sink_tokens & i32(-TILE_N)) + first_tile * i32(TILE_N))
+            number = i32(u32(first_n) // u32(TILE_N if alone else page_size))
+            page = peek(tables, i64(slot) * i64(table_width) + i64(min(number, i32(table_width - i32(1)))))
+            there = first_n < stop_of(peek(lengths, i64(slot)), recent_tokens) and number < table_width
+            if lane == i32(0) and there and page >= i32(0):
+                index = i64(index_of(page, num_heads_kv, kv_head))
+                token = index * i64(TILE_N)
+                if not alone:
+                    token = index * i64(page_size) + i64(first_n - number * page_size)
+                prefetch_bulk(k_codes, token * i64(head_dim // 2), u32(TILE_N * head_dim // 2))
+                prefetch_bulk(k_scales, token * i64(head_dim // 16), u32(TILE_N * head_dim // 16))
+
+    return hint
