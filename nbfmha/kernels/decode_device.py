@@ -5,7 +5,7 @@
 CTA: one sequence, one head of K and V, one split, and 8, 16 or 32 rows; a row is one query token of one of the heads that
 share K and V (:mod:`decode_query`). Every warp has all rows and tiles of 64 tokens of its own, so that each element of the
 cache is read and widened once for these rows; the warps' results meet in shared memory at the end. With more than one
-split each writes its (out, LSE) in f32, and the CTA of these rows that is done last merges them (:mod:`decode_merge`); a
+split each writes its (out, LSE) in f32, and the CTA of these rows that is done last merges them (:mod:`decode_end`); a
 split without tokens writes an LSE of -inf. The grid is (heads of K and V times tiles of rows, splits, sequences).
 
 ==============  ====================================================================================================
@@ -35,6 +35,7 @@ before it reads anything that counts.
 
 from __future__ import annotations
 
+from nbfmha.kernels.decode_end import Result
 from nbfmha.kernels.decode_frame import (
     FIRST_FACTOR,
     FIRST_ROW,
@@ -49,8 +50,10 @@ from nbfmha.kernels.decode_frame import (
     SLOT,
     STOP,
 )
+from nbfmha.kernels.decode_loads import Pages, Source
 from nbfmha.kernels.decode_merge import LOG2E
 from nbfmha.kernels.decode_query import Q_TILE
+from nbfmha.kernels.decode_rows import Rows
 from nbfmha.kernels.decode_sizes import Memory
 from nbfmha.kernels.paged_products import FACTORS, UNIT
 from nbfmha.kv_layout import BLOCK
@@ -68,8 +71,10 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     from numba.core import types
 
     from nbfmha.kernels import (
+        decode_end,
         decode_frame,
         decode_hints,
+        decode_loads,
         decode_merge,
         decode_query,
         decode_rows,
@@ -89,8 +94,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
     launch_dependents, wait_for_others = dev.griddepcontrol_launch_dependents, dev.griddepcontrol_wait
-    wait_but_newest, shuffle = dev.cp_async_wait_group_1, dev.shfl_sync_idx_b32
-    load_shared, store_shared, unknown = dev.ld_shared_u32, dev.st_shared_u32, dev.unknown_u32
+    wait_but_newest = dev.cp_async_wait_group_1
+    unknown = dev.unknown_u32
     blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
     threads, whole, n_factors = 32 * warps, pages != "blocks", len(FACTORS)
     cta_rows, c_tiles, m_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 16, head_dim // 64
@@ -98,12 +103,11 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         memory.q_tile, memory.shifts, memory.mean, memory.frame, memory.warps, memory.stage.v, memory.pages,
         memory.warp_bytes,
     )  # fmt: skip
-    chunks, codes_bytes = head_dim // 4, cta_rows * head_dim // 2
+    codes_bytes = cta_rows * head_dim // 2
     k_unit = 1.0 if blockscale else UNIT
 
     keep, recall, recall_factors = decode_frame.make_frame()
-    places_of, find_bounds = decode_rows.make_places_of(), decode_rows.make_find_bounds(recall)
-    shift_of, shift2_of = decode_rows.make_shifts(general)
+    find_bounds, (shift_of, _) = decode_rows.make_find_bounds(recall), decode_rows.make_shifts(general)
     token_of, begin_of, stop_of, share = (
         decode_query.make_token_of(), decode_share.make_begin(), decode_share.make_stop(), decode_share.make_share()
     )  # fmt: skip
@@ -111,9 +115,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         head_dim, dtype, q_tiles, threads, not blockscale
     )
     may_be_early, hint = dev.has_griddepcontrol, decode_hints.make_hint(head_dim, pages, q_passes)
-    (load_k, load_v), find_page, index_of = (
-        tile_paged.make_load_tile(memory.stage, pages), tile_paged.make_find_page(pages), tile_paged.make_index()
-    )  # fmt: skip
+    look_up, keep_pages, again, load_first, load_k, load_v, load_rows = decode_loads.make_loads(
+        head_dim, memory, pages, recall
+    )
     keep_blocks = tile_paged.make_keep_blocks(memory.stage)
     pv, pack = paged_products.make_pv(memory.stage, q_tiles), out_columns.make_pack_columns("float16", q_tiles, m_tiles)
     mask, general_scores, weights = (
@@ -121,18 +125,13 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         softmax_columns.make_weights_columns(m_tiles),
     )  # fmt: skip
     rescale = out_columns.make_rescale_columns(head_dim, q_tiles)
-    load_sixteen, score_sixteen, weigh_sixteen, pv_sixteen = (
-        decode_sixteen.make_load(head_dim, recall), decode_sixteen.make_score(head_dim, dtype, q_tiles, shift_of),
+    score_sixteen, weigh_sixteen, pv_sixteen = (
+        decode_sixteen.make_score(head_dim, dtype, q_tiles, shift_of),
         decode_sixteen.make_weigh(dtype, q_tiles, general, recall, shift_of, find_bounds, rescale),
         tile_sixteen.make_pv(head_dim, dtype, q_tiles),
     )  # fmt: skip
     clear, store_result = make_clear_accumulator(), out_columns.make_store_result(head_dim, q_tiles)
-    parts, take_ticket = decode_merge.parts_of(warps), dev.atom_acq_rel_gpu_global_inc_u32
-    first_item, place_of_item, part_of, meet = decode_merge.make_items(head_dim, warps)
-    gather_warps, gather_splits, finish = (
-        decode_merge.make_gather_warps(head_dim, warps, q_tiles), decode_merge.make_gather_splits(head_dim, warps),
-        decode_merge.make_finish(head_dim, dtype),
-    )  # fmt: skip
+    parts, end = decode_merge.parts_of(warps), decode_end.make_end(memory, dtype, general, warps)
     stats_of = decode_merge.make_stats_of(q_tiles)
 
     # Q K^T of a tile, and Q as it reads it. Numba types every branch, so each implementation is its functions
@@ -210,70 +209,6 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             rescale(acc_o, u32(i), factor)
         pack(p, acc_s)
 
-    @cuda.jit(device=True, forceinline=True)
-    def table_of(paged, slot, table_width):
-        return i64(slot) * i64(table_width) if paged != i32(0) else i64(-1) - i64(slot)
-
-    @cuda.jit(device=True, forceinline=True)
-    def look_up(tables, table_at, table_tokens, page_size, first_n, step_n, lane):
-        """(page, place in it) of one of 32 tiles of the warp: a look-up takes as long as a load. As far as the table goes,
-        whatever the length: it may not be there yet."""
-        token = u32(u32(first_n) + u32(step_n) * u32(lane))
-        return find_page(tables, table_at, page_size, i32(min(token, u32(table_tokens - u32(1)))))
-
-    @cuda.jit(device=True, forceinline=True)
-    def keep_pages(page, place, kv_head, num_heads_kv, stage, lane):
-        """Pages, with the head as one index, and places of 32 tiles."""
-        at = stage + u32(at_pages) + u32(8) * u32(lane)
-        store_shared(at, index_of(page, num_heads_kv, kv_head))
-        store_shared(at + u32(4), u32(place))
-        cuda.syncwarp()
-
-    @cuda.jit(device=True, forceinline=True)
-    def again(lane):
-        """The lane, of which the compiler knows nothing: the addresses that follow from it are computed again in every
-        tile. Kept from tile to tile they would take twenty registers that are not there, and local memory waits behind the
-        tiles' loads."""
-        return i32(unknown(u32(lane)))
-
-    # Numba types every branch, so each kind of pages is a function
-    if whole:
-
-        @cuda.jit(device=True, forceinline=True)
-        def load_tile(
-            load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, turn, lane
-        ):  # fmt: skip
-            at = stage + u32(at_pages) + u32(8) * u32(turn & i32(31))
-            load(stage, codes, scales, load_shared(at), i32(load_shared(at + u32(4))), page_size, lane)
-
-    else:
-
-        @cuda.jit(device=True, forceinline=True)
-        def load_tile(
-            load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, turn, lane
-        ):  # fmt: skip
-            load(
-                stage, codes, scales, tables, table_of(paged, recall(frame, SLOT), table_width), recall(frame, KV_HEAD),
-                num_heads_kv, page_size, first_n, recall(frame, STOP), lane,
-            )  # fmt: skip
-
-    @cuda.jit(device=True, forceinline=True)
-    def load_next(
-        load, stage, at_rows, codes, scales, sinks, recent, tables, paged, frame, table_width, page_size, num_heads_kv,
-        sink_tokens, recent_tokens, first_n, stop_n, turn, lane,
-    ):  # fmt: skip
-        """K or V (``load``) of the warp's tile at ``first_n``, in NVFP4 or, to ``at_rows``, in 16 bits, if there is one;
-        ``turn``: of its tiles before that one."""
-        tile = i32(i32(first_n - stop_n) >> i32(6))
-        if tile < i32(0):
-            load_tile(
-                load, stage, codes, scales, tables, paged, frame, table_width, page_size, num_heads_kv, first_n, turn,
-                again(lane),
-            )  # fmt: skip
-        elif tile < recall(frame, SIXTEEN_TILES):
-            load_sixteen(at_rows, sinks, recent, tile, frame, num_heads_kv, sink_tokens, recent_tokens, again(lane))
-        commit()
-
     @unrolled
     def decode(
         seq_ids, lengths, tables, q, k_mean, k_codes, k_scales, paged, has_lengths, num_splits, row_tiles, q_len,
@@ -291,24 +226,24 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         kv_head, split, batch = i32(cuda.blockIdx.x), i32(cuda.blockIdx.y), i32(cuda.blockIdx.z)
         launch_dependents()
         # what needs no memory: the kernel ahead may still run
-        rows_of = i64(batch) * i64(cuda.gridDim.x) + i64(kv_head)  # number of these rows among all
-        row_tile = i32(0)
+        number, row_tile = i64(batch) * i64(cuda.gridDim.x) + i64(kv_head), i32(0)
         if row_tiles > i32(1):
             row_tile, kv_head = i32(u32(kv_head) % u32(row_tiles)), i32(u32(kv_head) // u32(row_tiles))
         first_row, rows, heads = i32(row_tile * i32(cta_rows)), i32(q_len * group), i32(num_heads_kv * group)
         q_at = cuda.local.array(q_passes, i64)
-        find_queries(q_at, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread)
+        own = Rows(number, batch, kv_head, first_row, rows, group, q_len, heads)
+        find_queries(q_at, own, thread)
         first_token, table_tokens = token_of(first_row, group, q_len), u32(page_size)
         if paged != i32(0):
             table_tokens = u32(u32(table_width) * u32(page_size))
+        k_source = Source(k_codes, k_scales, k_sinks, k_recent)
+        v_source = Source(v_codes, v_scales, v_sinks, v_recent)
+        where = Pages(tables, paged, page_size, table_width, table_tokens, num_heads_kv, sink_tokens, recent_tokens)
         ahead = i32(num_splits * i32(warps))  # the warp's next tile is so many tiles away
         step_n, first_tile = i32(ahead * i32(TILE_N)), i32(warp * num_splits + split)
         # few CTAs, in one wave: of more most have nothing to wait for, and hints cost them time
         if whole and num_splits > i32(1) and paged != i32(0) and window_left >= i32(NO_LIMIT) and may_be_early() != u32(0):
-            hint(
-                seq_ids, lengths, tables, q, k_mean, k_codes, k_scales, q_at, batch, kv_head, num_heads_kv, num_slots,
-                page_size, table_width, recent_tokens, sink_tokens, first_tile, split, thread, lane,
-            )  # fmt: skip
+            hint(seq_ids, lengths, where, q, k_mean, k_source, q_at, own, num_slots, first_tile, split, thread, lane)
         wait_for_others()  # no result depends on what was read before
 
         slot, length = batch, page_size
@@ -321,25 +256,20 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         first_n = i32(begin + first_tile * i32(TILE_N))
         page, page_place = i32(0), i32(0)
         if whole:
-            page, page_place = look_up(
-                tables, table_of(paged, slot, table_width), table_tokens, page_size, first_n, step_n, lane
-            )
+            page, page_place = look_up(where, slot, first_n, step_n, lane)
         fetch_mean(mean, k_mean, paged, kv_head, num_heads_kv, slot, thread)
         commit()
         # K's first tiles before all that can wait
         stop = stop_of(length, recent_tokens)
         if whole and first_n < stop and sink_tokens < stop:
-            index, place = index_of(page, num_heads_kv, kv_head), u32(page_place)
-            load_k(
-                stage, k_codes, k_scales, shuffle(index, u32(0)), i32(shuffle(place, u32(0))), page_size, again(lane)
-            )
+            load_first(stage, k_source, page, page_place, kv_head, where, lane)
         commit()
+        all_rows = u32(batch_size * q_len * heads)
         position = i32(length - q_len)
         first_position = i32(position + first_token)
         stop_n, sink_stop, sink_tiles, ring_first, sixteen = share(
             length, first_position, begin, stop, window_left, sink_tokens
         )
-        partial, all_rows = num_splits > i32(1), u32(batch_size * q_len * heads)
         if whole:
             keep_pages(page, page_place, kv_head, num_heads_kv, stage, lane)
         if thread == i32(0):
@@ -365,15 +295,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         cuda.syncthreads()
         load_q(b, sfb, own_q, lane)
         if not whole or first_n >= stop_n:
-            load_next(
-                load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
-                page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, stop_n, i32(0), lane,
-            )  # fmt: skip
+            load_k(stage, k_source, where, frame, first_n, stop_n, i32(0), lane)
         # not before, or every warp's K would wait for V of others
-        load_next(
-            load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
-            page_size, num_heads_kv, sink_tokens, recent_tokens, first_n, stop_n, i32(0), lane,
-        )  # fmt: skip
+        load_v(stage, v_source, where, frame, first_n, stop_n, i32(0), lane)
 
         acc_o = cuda.local.array((c_tiles, q_tiles, 4), f32)
         acc_s = cuda.local.array((q_tiles, m_tiles, 4), f32)
@@ -398,19 +322,14 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         while first_n < stop_n:
             next_n, turn = i32(first_n + step_n), i32(turn + i32(1))
             if whole and (turn & i32(31)) == i32(0):
-                page, page_place = look_up(
-                    tables, table_of(paged, recall(frame, SLOT), table_width), table_tokens, page_size, next_n, step_n, lane
-                )
+                page, page_place = look_up(where, recall(frame, SLOT), next_n, step_n, lane)
                 cuda.syncwarp()  # nobody reads the last ones any more
                 keep_pages(page, page_place, recall(frame, KV_HEAD), num_heads_kv, stage, lane)
             wait_but_newest()  # K is there
             cuda.syncwarp()
             compute_scores(acc_s, b, sfb, own_q, stage, frame, again(lane))
             cuda.syncwarp()  # nobody reads K any more
-            load_next(
-                load_k, stage, stage, k_codes, k_scales, k_sinks, k_recent, tables, paged, frame, table_width,
-                page_size, num_heads_kv, sink_tokens, recent_tokens, next_n, stop_n, turn, lane,
-            )  # fmt: skip
+            load_k(stage, k_source, where, frame, next_n, stop_n, turn, lane)
             compute_weights(
                 acc_o, row_max, row_sum, acc_s, p, first_n, frame, group, q_len, window_left, sink_tokens, full_from,
                 full_to, shifted, scale, softmax_scale * f32(k_unit), cap, lane,
@@ -421,10 +340,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
                 keep_blocks(stage, first_n, sink_tokens, recall(frame, STOP), lane)
             add_values(acc_o, p, stage, frame, again(lane))
             cuda.syncwarp()
-            load_next(
-                load_v, stage, stage + u32(at_v), v_codes, v_scales, v_sinks, v_recent, tables, paged, frame, table_width,
-                page_size, num_heads_kv, sink_tokens, recent_tokens, next_n, stop_n, turn, lane,
-            )  # fmt: skip
+            load_v(stage, v_source, where, frame, next_n, stop_n, turn, lane)
             first_n = next_n
         for c in unroll(c_tiles):
             for i in unroll(q_tiles):
@@ -439,7 +355,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             score_sixteen(acc_s, plain, stage, shifts, lane)
             cuda.syncwarp()
             if next_tile < recall(frame, SIXTEEN_TILES):
-                load_sixteen(stage, k_sinks, k_recent, next_tile, frame, num_heads_kv, sink_tokens, recent_tokens, lane)
+                load_rows(stage, k_source, where, frame, next_tile, lane)
             commit()
             weigh_sixteen(
                 acc_o, row_max, row_sum, acc_s, p, tile, frame, group, q_len, window_left, shifts, scale, softmax_scale,
@@ -450,63 +366,13 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             pv_sixteen(acc_o, p, stage + u32(at_v), lane)
             cuda.syncwarp()
             if next_tile < recall(frame, SIXTEEN_TILES):
-                load_sixteen(
-                    stage + u32(at_v), v_sinks, v_recent, next_tile, frame, num_heads_kv, sink_tokens, recent_tokens, lane
-                )
+                load_rows(stage + u32(at_v), v_source, where, frame, next_tile, lane)
             commit()
             tile = next_tile
 
         stats = stage + u32(at_pages) + stats_of(u32(warp) // u32(warps // parts))
         store_result(stage, stats, acc_o, row_max, row_sum, lane)
-
-        # what an item needs is worked out before the barrier, at which most warps wait
-        items = i32(i32(min(i32(cta_rows), i32(rows - first_row))) * i32(chunks))
-        item, own_part, has_sink = first_item(thread), part_of(lane), has_sinks != i32(0) and not partial
-        target, target_lse = part if partial else out, part_lse if partial else lse
-        row, chunk = place_of_item(item)
-        head, at, lse_row = places_of(i32(first_row + row), kv_head, group, batch, q_len, heads)
-        shift2, split_at = f32(0), u32(split) * all_rows
-        if item < items:
-            shift2 = shift2_of(shifts, row, softmax_scale, cap)
-        values = cuda.local.array(4, f32)
-        state = cuda.local.array(2, f32)
-        cuda.syncthreads()
-        while item < items:
-            gather_warps(values, state, pool, u32(warp_bytes), pool + u32(at_pages), row, chunk, own_part)
-            meet(values, state)
-            if own_part == i32(0):
-                sink2 = f32(0)
-                if has_sink:
-                    sink2 = sinks[head] * f32(LOG2E)
-                finish(
-                    target, target_lse, values, state, split_at + at, chunk, split_at + at if partial else lse_row,
-                    has_sink, sink2, shift2, partial or has_lse != i32(0), partial,
-                )  # fmt: skip
-            item = i32(item + i32(threads // parts))
-            if item < items:
-                row, chunk = place_of_item(item)
-                head, at, lse_row = places_of(i32(first_row + row), kv_head, group, batch, q_len, heads)
-                shift2 = shift2_of(shifts, row, softmax_scale, cap)
-
-        if partial:  # the CTA that is done last merges the splits of these rows
-            cuda.syncthreads()
-            if thread == i32(0):
-                before = take_ticket(tickets, rows_of, u32(num_splits - i32(1)))
-                store_shared(plain, u32(1) if before == u32(num_splits - i32(1)) else u32(0))
-            cuda.syncthreads()
-            if load_shared(plain) != u32(0):
-                for item in range(first_item(thread), items, i32(threads // parts)):
-                    row, chunk = place_of_item(item)
-                    head, at, lse_row = places_of(i32(first_row + row), kv_head, group, batch, q_len, heads)
-                    gather_splits(values, state, part, part_lse, num_splits, all_rows, at, chunk, part_of(lane))
-                    meet(values, state)
-                    if part_of(lane) == i32(0):
-                        sink2 = f32(0)
-                        if has_sinks != i32(0):
-                            sink2 = sinks[head] * f32(LOG2E)
-                        finish(
-                            out, lse, values, state, at, chunk, lse_row, has_sinks != i32(0), sink2, f32(0),
-                            has_lse != i32(0), False,
-                        )  # fmt: skip
+        result = Result(out, lse, part, part_lse, sinks, tickets, has_lse, has_sinks)
+        end(result, own, pool, plain, shifts, split, num_splits, all_rows, softmax_scale, cap, thread, lane)
 
     return decode

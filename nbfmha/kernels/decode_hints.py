@@ -11,11 +11,11 @@ from nbfmha.recipe import TILE_N
 
 
 def make_hint(head_dim: int, pages: str, passes: int):
-    """Device function ``(seq_ids: i32*, lengths: i32*, tables: i32*, q: u8*, k_mean: u8*, k_codes: u8*, k_scales: u8*,
-    q_at: i64[passes], batch, kv_head, num_heads_kv, num_slots, page_size, table_width, recent_tokens, sink_tokens,
-    first_tile, split, thread, lane)``: hints for K of the warp's first NVFP4 tile, and of the first split for the queries
-    (``q_at``: of ``decode_query``) and km. For pages "tile" and "tiles" (:mod:`tile_paged`), and calls without a window:
-    with one the first tile depends on the length.
+    """Device function ``(seq_ids: i32*, lengths: i32*, where, q: u8*, k_mean: u8*, source, q_at: i64[passes], own,
+    num_slots, first_tile, split, thread, lane)``: hints for K (``source``) of the warp's first NVFP4 tile, and of the first
+    split for the queries (``q_at``: of ``decode_query``) and km. where, source: of :mod:`decode_loads`; own: of
+    :mod:`decode_rows`. For pages "tile" and "tiles", and calls without a window: with one the first tile depends on the
+    length.
     """
     from numba import cuda
     from numba.core import types
@@ -33,28 +33,28 @@ def make_hint(head_dim: int, pages: str, passes: int):
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def hint(
-        seq_ids, lengths, tables, q, k_mean, k_codes, k_scales, q_at, batch, kv_head, num_heads_kv, num_slots, page_size,
-        table_width, recent_tokens, sink_tokens, first_tile, split, thread, lane,
+        seq_ids, lengths, where, q, k_mean, source, q_at, own, num_slots, first_tile, split, thread, lane
     ):  # fmt: skip
         if split == i32(0):
             for i in unroll(passes):
                 if q_at[i] >= i64(0):
                     prefetch(q, q_at[i])
-        slot = peek(seq_ids, i64(batch))
+        slot = peek(seq_ids, i64(own.batch))
         if u32(slot) < u32(num_slots):
             if split == i32(0) and thread < i32(head_dim // 4):
-                row = i64(u32(slot * num_heads_kv + kv_head))
+                row = i64(u32(slot * where.num_heads_kv + own.kv_head))
                 prefetch(k_mean, row * i64(4 * head_dim) + i64(u32(thread) * u32(16)))
-            first_n = i32(i32(sink_tokens & i32(-TILE_N)) + first_tile * i32(TILE_N))
-            number = i32(u32(first_n) // u32(TILE_N if alone else page_size))
-            page = peek(tables, i64(slot) * i64(table_width) + i64(min(number, i32(table_width - i32(1)))))
-            there = first_n < stop_of(peek(lengths, i64(slot)), recent_tokens) and number < table_width
+            first_n = i32(i32(where.sink_tokens & i32(-TILE_N)) + first_tile * i32(TILE_N))
+            number = i32(u32(first_n) // u32(TILE_N if alone else where.page_size))
+            at = i64(slot) * i64(where.table_width) + i64(min(number, i32(where.table_width - i32(1))))
+            page = peek(where.tables, at)
+            there = first_n < stop_of(peek(lengths, i64(slot)), where.recent_tokens) and number < where.table_width
             if lane == i32(0) and there and page >= i32(0):
-                index = i64(index_of(page, num_heads_kv, kv_head))
+                index = i64(index_of(page, where.num_heads_kv, own.kv_head))
                 token = index * i64(TILE_N)
                 if not alone:
-                    token = index * i64(page_size) + i64(first_n - number * page_size)
-                prefetch_bulk(k_codes, token * i64(head_dim // 2), u32(TILE_N * head_dim // 2))
-                prefetch_bulk(k_scales, token * i64(head_dim // 16), u32(TILE_N * head_dim // 16))
+                    token = index * i64(where.page_size) + i64(first_n - number * where.page_size)
+                prefetch_bulk(source.codes, token * i64(head_dim // 2), u32(TILE_N * head_dim // 2))
+                prefetch_bulk(source.scales, token * i64(head_dim // 16), u32(TILE_N * head_dim // 16))
 
     return hint

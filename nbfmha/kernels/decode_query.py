@@ -30,9 +30,8 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
     """``passes``, and device functions of all threads, with a barrier before the last one for what the others copy
     asynchronously:
 
-    ``find(places: i64[passes], batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread)``: bytes of q that a
-    thread copies, of 8 q_tiles rows from row ``first_row`` on; -1 for none. ``fetch(plain, q: u32*, places, thread)``:
-    these to shared memory.
+    ``find(places: i64[passes], own: decode_rows.Rows, thread)``: bytes of q that a thread copies, of 8 q_tiles rows; -1 for
+    none. ``fetch(plain, q: u32*, places, thread)``: these to shared memory.
 
     ``fetch_mean(mean, k_mean: f32*, has_mean, kv_head, num_heads_kv, slot, thread)``: km, or zeros where there is none.
 
@@ -59,24 +58,24 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
     passes = -(-total // threads)
 
     @cuda.jit(device=True, forceinline=True)
-    def place_of(head_at, heads, first_row, rows, group, q_len, index):
-        query = i32(first_row + i32(index // u32(chunks)))
-        if query >= rows:
+    def place_of(head_at, own, index):
+        query = i32(own.first_row + i32(index // u32(chunks)))
+        if query >= own.rows:
             return i64(-1)
-        token = token_of(query, group, q_len)
-        row = u32(head_at + u32(token * heads + query - token * group))  # 32 bits: no memory has 2^32 rows of 128 bytes
+        token = token_of(query, own.group, own.q_len)
+        # 32 bits: no memory has 2^32 rows of 128 bytes
+        row = u32(head_at + u32(token * own.heads + query - token * own.group))
         return i64(row) * i64(2 * head_dim) + i64(index % u32(chunks) * u32(16))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def find(places, batch, kv_head, num_heads_kv, first_row, rows, group, q_len, thread):
-        heads = i32(num_heads_kv * group)
-        head_at = u32(batch * q_len * heads + kv_head * group)
+    def find(places, own, thread):
+        head_at = u32(own.batch * own.q_len * own.heads + own.kv_head * own.group)
         for i in unroll(passes):
             index = u32(u32(thread) + u32(threads * i))
             places[i] = i64(-1)
             if threads * (i + 1) <= total or index < u32(total):
-                places[i] = place_of(head_at, heads, first_row, rows, group, q_len, index)
+                places[i] = place_of(head_at, own, index)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled

@@ -3,24 +3,43 @@ see. A row is a query token of one of the heads that share K and V (:mod:`decode
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 from nbfmha.kernels.decode_frame import FIRST_ROW, POSITION
 from nbfmha.kernels.decode_merge import LOG2E
 from nbfmha.kernels.decode_query import Q_TILE, make_token_of
 
 
+class Rows(NamedTuple):
+    """Rows of a CTA, i32: sequence, head of K and V, number of its first row among those of that head, how many those are;
+    heads that share one of K and V, query tokens and heads of the call. number: i64, of these rows among all CTAs of a
+    split."""
+
+    number: Any
+    batch: Any
+    kv_head: Any
+    first_row: Any
+    rows: Any
+    group: Any
+    q_len: Any
+    heads: Any
+
+
 def make_places_of():
-    """Device function ``(query, kv_head, group, batch, q_len, heads) -> (head, row of out, place of the LSE)`` of a row of
-    the sequence's and head's. 32 bits: no memory has 2^32 rows of 128 bytes."""
+    """Device function ``(own: Rows, row) -> (head, row of out, place of the LSE)``. 32 bits: no memory has 2^32 rows of 128
+    bytes."""
     from numba import cuda
     from numba.core import types
 
     u32, i32, token_of = types.uint32, types.int32, make_token_of()
 
     @cuda.jit(device=True, forceinline=True)
-    def places_of(query, kv_head, group, batch, q_len, heads):
-        token = token_of(query, group, q_len)
-        head = i32(kv_head * group + query - token * group)
-        return head, u32((batch * q_len + token) * heads + head), u32((batch * heads + head) * q_len + token)
+    def places_of(own, row):
+        query, first_head = i32(own.first_row + row), i32(own.kv_head * own.group)
+        token = token_of(query, own.group, own.q_len)
+        head = i32(first_head + query - token * own.group)
+        out_row = u32((own.batch * own.q_len + token) * own.heads + head)
+        return head, out_row, u32((own.batch * own.heads + head) * own.q_len + token)
 
     return places_of
 

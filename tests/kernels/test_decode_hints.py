@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from decode_problems import Call, run
-from devices import EmulatedDevice
+from decode_problems import Built, Call, run
+from devices import EmulatedDevice, GpuDevice
 
+import nbfmha
 from nbfmha.kernels.decode import decode_kernel
 from ptx_inline.toolchain import Kernel
 
@@ -56,3 +57,43 @@ def test_whatever_is_read_early_the_result_is_the_same(device, undisturbed, whic
     assert replaced
     np.testing.assert_array_equal(out, undisturbed[0])
     np.testing.assert_array_equal(lse, undisturbed[1])
+
+
+def make_late():
+    """Lets the next kernel begin, and writes when that one has long read."""
+    from numba import cuda
+
+    from ptx_inline import device as dev
+
+    def late(target, source, count):
+        dev.griddepcontrol_launch_dependents()
+        for _ in range(100):
+            cuda.nanosleep(1000)
+        i = cuda.grid(1)
+        if i < count:
+            target[i] = source[i]
+
+    return late
+
+
+LATE = Kernel(make_late, ("i32*", "i32*", "i32"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("value", [0, -1, 10**9])
+@pytest.mark.parametrize("which", ["seq_ids", "lengths", "block_tables"])
+def test_what_the_kernel_ahead_writes_late_counts(gpu, which, value):
+    """On sm_90 and newer, where decode begins while the kernel ahead still runs."""
+    device, (q, k, v) = GpuDevice(gpu), CALL.inputs()
+    built = Built(CALL, k, v)
+    cache, ids, q = built.on(device, CALL), device.to_device(built.slots.astype(np.int32)), device.to_device(q)
+    options = {"num_splits": CALL.num_splits, "return_lse": True, "impl": "dequant"}
+    expected = nbfmha.decode(q, cache, ids, **options)
+    target = ids if which == "seq_ids" else getattr(cache.arrays, which)
+    kept = target.clone()
+    target.fill_(min(value, 0) if which == "block_tables" else value)  # tables have pages, or -1, at all times
+    gpu.cuda.synchronize()
+    LATE.launch((-(-kept.numel() // 256),), (256,), (target, kept, kept.numel()))
+    got = nbfmha.decode(q, cache, ids, **options)
+    gpu.cuda.synchronize()
+    assert all(gpu.equal(x, y) for x, y in zip(got, expected, strict=True))

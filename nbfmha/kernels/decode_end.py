@@ -1,0 +1,110 @@
+"""The end of a CTA of the decode kernel: rows of its warps' results, and, by the CTA that is done last, of the splits'.
+
+Nothing hides what happens here, and all warps do it at once: what a thread needs is worked out before the barrier at which
+most warps wait.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from nbfmha.kernels.decode_merge import LOG2E
+from nbfmha.kernels.decode_query import Q_TILE
+from nbfmha.kernels.decode_sizes import Memory
+
+
+class Result(NamedTuple):
+    """Where results go. out, part: u32*; lse, part_lse, sinks: f32*; tickets: u32*, zeros before and after. The last two
+    tell whether there are ``lse`` and ``sinks``, i32."""
+
+    out: Any
+    lse: Any
+    part: Any
+    part_lse: Any
+    sinks: Any
+    tickets: Any
+    has_lse: Any
+    has_sinks: Any
+
+
+def make_end(memory: Memory, dtype: str, general: bool, warps: int):
+    """Device function ``(result, own, pool, plain, shifts, split, num_splits, batch_size, softmax_scale, cap, thread,
+    lane)`` of all threads, each warp's result being in its place of ``pool``, as ``out_columns`` leaves it.
+
+    result: ``Result``; own: ``decode_rows.Rows``; plain, shifts: addresses as in ``Memory``, of which ``plain`` is free.
+    With splits each CTA writes its own as f32 to ``part``, and the last one of these rows reads them all.
+    """
+    from numba import cuda
+    from numba.core import types
+
+    from nbfmha.kernels import decode_merge, decode_rows
+    from ptx_inline import device as dev
+
+    f32, u32, i32 = types.float32, types.uint32, types.int32
+    take_ticket, load_shared, store_shared = (
+        dev.atom_acq_rel_gpu_global_inc_u32, dev.ld_shared_u32, dev.st_shared_u32
+    )  # fmt: skip
+    head_dim, q_tiles, warp_bytes, at_pages = memory.head_dim, memory.q_tiles, memory.warp_bytes, memory.pages
+    cta_rows, chunks, step = Q_TILE * q_tiles, head_dim // 4, 32 * warps // decode_merge.parts_of(warps)
+    places_of, (_, shift2_of) = decode_rows.make_places_of(), decode_rows.make_shifts(general)
+    first_item, place_of_item, part_of, meet = decode_merge.make_items(head_dim, warps)
+    gather_warps, gather_splits, finish = (
+        decode_merge.make_gather_warps(head_dim, warps, q_tiles), decode_merge.make_gather_splits(head_dim, warps),
+        decode_merge.make_finish(head_dim, dtype),
+    )  # fmt: skip
+
+    @cuda.jit(device=True, forceinline=True)
+    def end(result, own, pool, plain, shifts, split, num_splits, all_rows, softmax_scale, cap, thread, lane):
+        partial = num_splits > i32(1)
+        items = i32(i32(min(i32(cta_rows), i32(own.rows - own.first_row))) * i32(chunks))
+        item, own_part, has_sink = first_item(thread), part_of(lane), result.has_sinks != i32(0) and not partial
+        target, target_lse = result.part if partial else result.out, result.part_lse if partial else result.lse
+        row, chunk = place_of_item(item)
+        head, at, lse_row = places_of(own, row)
+        shift2, split_at = f32(0), u32(split) * all_rows
+        if item < items:
+            shift2 = shift2_of(shifts, row, softmax_scale, cap)
+        values = cuda.local.array(4, f32)
+        state = cuda.local.array(2, f32)
+        cuda.syncthreads()
+        while item < items:
+            gather_warps(values, state, pool, u32(warp_bytes), pool + u32(at_pages), row, chunk, own_part)
+            meet(values, state)
+            if own_part == i32(0):
+                sink2 = f32(0)
+                if has_sink:
+                    sink2 = result.sinks[head] * f32(LOG2E)
+                finish(
+                    target, target_lse, values, state, split_at + at, chunk, split_at + at if partial else lse_row,
+                    has_sink, sink2, shift2, partial or result.has_lse != i32(0), partial,
+                )  # fmt: skip
+            item = i32(item + i32(step))
+            if item < items:
+                row, chunk = place_of_item(item)
+                head, at, lse_row = places_of(own, row)
+                shift2 = shift2_of(shifts, row, softmax_scale, cap)
+
+        if partial:
+            cuda.syncthreads()
+            if thread == i32(0):
+                before = take_ticket(result.tickets, own.number, u32(num_splits - i32(1)))
+                store_shared(plain, u32(1) if before == u32(num_splits - i32(1)) else u32(0))
+            cuda.syncthreads()
+            if load_shared(plain) != u32(0):
+                for item in range(first_item(thread), items, i32(step)):
+                    row, chunk = place_of_item(item)
+                    head, at, lse_row = places_of(own, row)
+                    gather_splits(
+                        values, state, result.part, result.part_lse, num_splits, all_rows, at, chunk, part_of(lane)
+                    )
+                    meet(values, state)
+                    if part_of(lane) == i32(0):
+                        sink2 = f32(0)
+                        if result.has_sinks != i32(0):
+                            sink2 = result.sinks[head] * f32(LOG2E)
+                        finish(
+                            result.out, result.lse, values, state, at, chunk, lse_row, result.has_sinks != i32(0), sink2,
+                            f32(0), result.has_lse != i32(0), False,
+                        )  # fmt: skip
+
+    return end
