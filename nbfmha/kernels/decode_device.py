@@ -94,8 +94,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
     launch_dependents, wait_for_others = dev.griddepcontrol_launch_dependents, dev.griddepcontrol_wait
-    wait_but_newest = dev.cp_async_wait_group_1
-    unknown = dev.unknown_u32
+    wait_but_newest, unknown = dev.cp_async_wait_group_1, dev.unknown_u32
     blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
     threads, whole, n_factors = 32 * warps, pages != "blocks", len(FACTORS)
     cta_rows, c_tiles, m_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 16, head_dim // 64

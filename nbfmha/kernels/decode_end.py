@@ -54,6 +54,10 @@ def make_end(memory: Memory, dtype: str, general: bool, warps: int):
     )  # fmt: skip
 
     @cuda.jit(device=True, forceinline=True)
+    def sink2_of(result, head, has_sink):
+        return result.sinks[head] * f32(LOG2E) if has_sink else f32(0)
+
+    @cuda.jit(device=True, forceinline=True)
     def end(result, own, pool, plain, shifts, split, num_splits, all_rows, softmax_scale, cap, thread, lane):
         partial = num_splits > i32(1)
         items = i32(i32(min(i32(cta_rows), i32(own.rows - own.first_row))) * i32(chunks))
@@ -71,12 +75,9 @@ def make_end(memory: Memory, dtype: str, general: bool, warps: int):
             gather_warps(values, state, pool, u32(warp_bytes), pool + u32(at_pages), row, chunk, own_part)
             meet(values, state)
             if own_part == i32(0):
-                sink2 = f32(0)
-                if has_sink:
-                    sink2 = result.sinks[head] * f32(LOG2E)
                 finish(
                     target, target_lse, values, state, split_at + at, chunk, split_at + at if partial else lse_row,
-                    has_sink, sink2, shift2, partial or result.has_lse != i32(0), partial,
+                    has_sink, sink2_of(result, head, has_sink), shift2, partial or result.has_lse != i32(0), partial,
                 )  # fmt: skip
             item = i32(item + i32(step))
             if item < items:
@@ -99,12 +100,10 @@ def make_end(memory: Memory, dtype: str, general: bool, warps: int):
                     )
                     meet(values, state)
                     if part_of(lane) == i32(0):
-                        sink2 = f32(0)
-                        if result.has_sinks != i32(0):
-                            sink2 = result.sinks[head] * f32(LOG2E)
+                        has_sink = result.has_sinks != i32(0)
                         finish(
-                            result.out, result.lse, values, state, at, chunk, lse_row, result.has_sinks != i32(0), sink2,
-                            f32(0), result.has_lse != i32(0), False,
+                            result.out, result.lse, values, state, at, chunk, lse_row, has_sink,
+                            sink2_of(result, head, has_sink), f32(0), result.has_lse != i32(0), False,
                         )  # fmt: skip
 
     return end

@@ -7,6 +7,7 @@ read at all. So no result depends on what was read early, and a page that was fr
 
 from __future__ import annotations
 
+from nbfmha.problem import NO_LIMIT
 from nbfmha.recipe import TILE_N
 
 
@@ -20,21 +21,22 @@ def make_hint(head_dim: int, pages: str, passes: int):
     from numba import cuda
     from numba.core import types
 
-    from nbfmha.kernels import decode_share, tile_paged
+    from nbfmha.kernels import decode_loads, decode_share, tile_paged
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
     u32, i32, i64 = types.uint32, types.int32, types.int64
-    peek, prefetch, prefetch_bulk = (
-        dev.ld_relaxed_gpu_global_s32, dev.prefetch_global_l2, dev.cp_async_bulk_prefetch_l2_global
+    peek, prefetch, prefetch_k = (
+        dev.ld_relaxed_gpu_global_s32, dev.prefetch_global_l2, tile_paged.make_prefetch_k(head_dim, pages)
     )  # fmt: skip
-    stop_of, index_of, alone = decode_share.make_stop(), tile_paged.make_index(), pages == "tile"
+    begin_of, stop_of, index_of, (_, look_up) = (
+        decode_share.make_begin(), decode_share.make_stop(), tile_paged.make_index(),
+        decode_loads.make_look_up(pages, early=True),
+    )  # fmt: skip
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def hint(
-        seq_ids, lengths, where, q, k_mean, source, q_at, own, num_slots, first_tile, split, thread, lane
-    ):  # fmt: skip
+    def hint(seq_ids, lengths, where, q, k_mean, source, q_at, own, num_slots, first_tile, split, thread, lane):
         if split == i32(0):
             for i in unroll(passes):
                 if q_at[i] >= i64(0):
@@ -44,17 +46,12 @@ def make_hint(head_dim: int, pages: str, passes: int):
             if split == i32(0) and thread < i32(head_dim // 4):
                 row = i64(u32(slot * where.num_heads_kv + own.kv_head))
                 prefetch(k_mean, row * i64(4 * head_dim) + i64(u32(thread) * u32(16)))
-            first_n = i32(i32(where.sink_tokens & i32(-TILE_N)) + first_tile * i32(TILE_N))
-            number = i32(u32(first_n) // u32(TILE_N if alone else where.page_size))
-            at = i64(slot) * i64(where.table_width) + i64(min(number, i32(where.table_width - i32(1))))
-            page = peek(where.tables, at)
-            there = first_n < stop_of(peek(lengths, i64(slot)), where.recent_tokens) and number < where.table_width
-            if lane == i32(0) and there and page >= i32(0):
-                index = i64(index_of(page, where.num_heads_kv, own.kv_head))
-                token = index * i64(TILE_N)
-                if not alone:
-                    token = index * i64(where.page_size) + i64(first_n - number * where.page_size)
-                prefetch_bulk(source.codes, token * i64(head_dim // 2), u32(TILE_N * head_dim // 2))
-                prefetch_bulk(source.scales, token * i64(head_dim // 16), u32(TILE_N * head_dim // 16))
+            begin = begin_of(i32(0), i32(0), i32(NO_LIMIT), where.sink_tokens)
+            first_n = i32(begin + first_tile * i32(TILE_N))
+            page, place = look_up(where, slot, first_n, i32(0), i32(0))
+            there = first_n < stop_of(peek(lengths, i64(slot)), where.recent_tokens)
+            if lane == i32(0) and there and u32(first_n) < where.table_tokens and page >= i32(0):
+                index = index_of(page, where.num_heads_kv, own.kv_head)
+                prefetch_k(source.codes, source.scales, index, place, where.page_size)
 
     return hint

@@ -31,14 +31,36 @@ class Pages(NamedTuple):
     recent_tokens: Any
 
 
+def make_look_up(pages: str, early: bool = False):
+    """Device functions ``table_of(where, slot) -> i64``: ``table_at`` of ``tile_paged.make_find_page``; and
+    ``look_up(where, slot, first_n, step_n, lane) -> (page, place in it)`` of one of 32 of a warp's tiles, the first of them
+    at ``first_n``, ``step_n`` tokens from one to the next: a look-up takes as long as a load. As far as the table goes,
+    whatever the length: it may not be there yet. early: another kernel may be writing the tables."""
+    from numba import cuda
+    from numba.core import types
+
+    from nbfmha.kernels import tile_paged
+
+    u32, i32, i64, find_page = types.uint32, types.int32, types.int64, tile_paged.make_find_page(pages, early)
+
+    @cuda.jit(device=True, forceinline=True)
+    def table_of(where, slot):
+        return i64(slot) * i64(where.table_width) if where.paged != i32(0) else i64(-1) - i64(slot)
+
+    @cuda.jit(device=True, forceinline=True)
+    def look_up(where, slot, first_n, step_n, lane):
+        token = min(u32(u32(first_n) + u32(step_n) * u32(lane)), u32(where.table_tokens - u32(1)))
+        return find_page(where.tables, table_of(where, slot), where.page_size, i32(token))
+
+    return table_of, look_up
+
+
 def make_loads(head_dim: int, memory: Memory, pages: str, recall):
     """Device functions of a warp, for pages of a kind of ``tile_paged.PAGES``. frame, recall: of ``decode_frame``; stage:
     the warp's place in shared memory; turn: number of a tile among the warp's; where: ``Pages``; source: ``Source``.
 
-    ``look_up(where, slot, first_n, step_n, lane) -> (page, place in it)`` of one of 32 of the warp's tiles, the first of
-    them at ``first_n``, ``step_n`` tokens from one to the next: a look-up takes as long as a load. As far as the table
-    goes, whatever the length: it may not be there yet. ``keep_pages(page, place, kv_head, num_heads_kv, stage, lane)``:
-    these, for all lanes.
+    ``look_up``: of ``make_look_up``. ``keep_pages(page, place, kv_head, num_heads_kv, stage, lane)``: what it found, for
+    all lanes.
 
     ``load_first(stage, source, page, place, kv_head, where, lane)``: K of the warp's first tile, without frame or kept
     pages; nothing for pages "blocks". ``load_k(stage, source, where, frame, first_n, stop_n, turn, lane)`` and ``load_v``:
@@ -55,23 +77,14 @@ def make_loads(head_dim: int, memory: Memory, pages: str, recall):
     from nbfmha.kernels import decode_sixteen, tile_paged
     from ptx_inline import device as dev
 
-    u32, i32, i64, whole, at_pages = types.uint32, types.int32, types.int64, pages != "blocks", memory.pages
+    u32, i32, whole, at_pages = types.uint32, types.int32, pages != "blocks", memory.pages
     load_shared, store_shared, unknown, shuffle, commit = (
         dev.ld_shared_u32, dev.st_shared_u32, dev.unknown_u32, dev.shfl_sync_idx_b32, dev.cp_async_commit_group
     )  # fmt: skip
-    find_page, index_of, (load_k_tile, load_v_tile) = (
-        tile_paged.make_find_page(pages), tile_paged.make_index(), tile_paged.make_load_tile(memory.stage, pages)
+    (table_of, look_up), index_of, (load_k_tile, load_v_tile) = (
+        make_look_up(pages), tile_paged.make_index(), tile_paged.make_load_tile(memory.stage, pages)
     )  # fmt: skip
     load_sixteen = decode_sixteen.make_load(head_dim, recall)
-
-    @cuda.jit(device=True, forceinline=True)
-    def table_of(where, slot):
-        return i64(slot) * i64(where.table_width) if where.paged != i32(0) else i64(-1) - i64(slot)
-
-    @cuda.jit(device=True, forceinline=True)
-    def look_up(where, slot, first_n, step_n, lane):
-        token = min(u32(u32(first_n) + u32(step_n) * u32(lane)), u32(where.table_tokens - u32(1)))
-        return find_page(where.tables, table_of(where, slot), where.page_size, i32(token))
 
     @cuda.jit(device=True, forceinline=True)
     def keep_pages(page, place, kv_head, num_heads_kv, stage, lane):

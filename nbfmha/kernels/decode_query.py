@@ -41,6 +41,7 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
     from numba import cuda
     from numba.core import types
 
+    from nbfmha.kernels import decode_rows
     from ptx_inline import device as dev
     from ptx_inline.unroll import unroll, unrolled
 
@@ -51,31 +52,28 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
     fma, bfly, bits_of, float_of, pack_f16 = (
         dev.fma_rn_f32, dev.shfl_sync_bfly_f32, dev.mov_b32_f32, dev.mov_f32_b32, dev.cvt_rn_f16x2_f32
     )  # fmt: skip
-    bf16, token_of = dtype == "bfloat16", make_token_of()
+    bf16, places_of = dtype == "bfloat16", decode_rows.make_places_of()
     widen = dev.cvt_f32_bf16 if bf16 else dev.cvt_f32_f16
     chunks, pitch, words = head_dim // 8, row_pitch(head_dim), words_of_lane(head_dim, q_tiles)
     total, mean_chunks, halvings = Q_TILE * q_tiles * chunks, head_dim // 4, (head_dim // 8).bit_length() - 1
     passes = -(-total // threads)
 
     @cuda.jit(device=True, forceinline=True)
-    def place_of(head_at, own, index):
-        query = i32(own.first_row + i32(index // u32(chunks)))
-        if query >= own.rows:
+    def place_of(own, index):
+        row = i32(index // u32(chunks))
+        if i32(own.first_row + row) >= own.rows:
             return i64(-1)
-        token = token_of(query, own.group, own.q_len)
-        # 32 bits: no memory has 2^32 rows of 128 bytes
-        row = u32(head_at + u32(token * own.heads + query - token * own.group))
-        return i64(row) * i64(2 * head_dim) + i64(index % u32(chunks) * u32(16))
+        _, q_row, _ = places_of(own, row)  # q and out have the same rows
+        return i64(q_row) * i64(2 * head_dim) + i64(index % u32(chunks) * u32(16))
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def find(places, own, thread):
-        head_at = u32(own.batch * own.q_len * own.heads + own.kv_head * own.group)
         for i in unroll(passes):
             index = u32(u32(thread) + u32(threads * i))
             places[i] = i64(-1)
             if threads * (i + 1) <= total or index < u32(total):
-                places[i] = place_of(head_at, own, index)
+                places[i] = place_of(own, index)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled

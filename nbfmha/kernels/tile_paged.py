@@ -92,22 +92,27 @@ def make_swizzle(stage: PagedStage):
     return swizzle
 
 
-def make_find_page(pages: str):
+def make_find_page(pages: str, early: bool = False):
     """Device function ``(tables: i32*, table_at, page_size, token) -> (page, place in it)`` of a token, pages of a kind of
     ``PAGES``.
 
-    table_at: i64, place of the sequence's first page in ``tables``; -1 - page for a sequence that is one page."""
+    table_at: i64, place of the sequence's first page in ``tables``; -1 - page for a sequence that is one page. early:
+    another kernel may be writing the tables."""
     from numba import cuda
     from numba.core import types
 
+    from ptx_inline import device as dev
+
     u32, i32, i64, alone = types.uint32, types.int32, types.int64, pages == "tile"
+    peek = dev.ld_relaxed_gpu_global_s32
 
     @cuda.jit(device=True, forceinline=True)
     def find_page(tables, table_at, page_size, token):
         if table_at < i64(0):
             return i32(i64(-1) - table_at), token
         page = i32(u32(token) // u32(TILE_N if alone else page_size))
-        return tables[table_at + i64(page)], i32(token - page * page_size)
+        at = table_at + i64(page)
+        return peek(tables, at) if early else tables[at], i32(token - page * page_size)
 
     return find_page
 
@@ -158,6 +163,40 @@ def make_index():
     return index_of
 
 
+def _make_token_at(pages: str):
+    """Device function ``(index, place, page_size) -> i64``: which token of all pages and heads is at ``place`` of the page
+    and head of ``index``."""
+    from numba import cuda
+    from numba.core import types
+
+    u32, i64, alone = types.uint32, types.int64, pages == "tile"
+
+    @cuda.jit(device=True, forceinline=True)
+    def token_at(index, place, page_size):
+        return i64(index) * i64(TILE_N) if alone else i64(index) * i64(u32(page_size)) + i64(u32(place))
+
+    return token_at
+
+
+def make_prefetch_k(head_dim: int, pages: str):
+    """Device function ``(codes, scales, index, place, page_size)``: a lane asks L2 for K of a tile, as ``load_k`` of
+    ``make_load_tile`` takes it."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    u32, i64, token_at, prefetch = types.uint32, types.int64, _make_token_at(pages), dev.cp_async_bulk_prefetch_l2_global
+
+    @cuda.jit(device=True, forceinline=True)
+    def prefetch_k(codes, scales, index, place, page_size):
+        token = token_at(index, place, page_size)
+        prefetch(codes, token * i64(head_dim // 2), u32(TILE_N * head_dim // 2))
+        prefetch(scales, token * i64(head_dim // 16), u32(TILE_N * head_dim // 16))
+
+    return prefetch_k
+
+
 def make_load_tile(stage: PagedStage, pages: str):
     """Device functions ``load_k`` and ``load_v``, of ``(smem, codes, scales, index, place, page_size, lane)``: a warp
     brings K or V of a tile, asynchronously, from ``place`` of the page and head of ``index`` (``make_index``). pages:
@@ -185,7 +224,7 @@ def make_load_tile(stage: PagedStage, pages: str):
     lane_bit = 4 if rows_a_pass > 4 else 0  # of the swizzle: what the lane's row in a pass has to do with it
     scale_chunks = head_dim // 16  # of 16 bytes a block of 16 rows of sfk
     blocks, lane_channels, alone = TILE_N // BLOCK, head_dim // 32, pages == "tile"
-    find_page, index_of, halves = make_find_page(pages), make_index(), not stage.words
+    find_page, index_of, token_at, halves = make_find_page(pages), make_index(), _make_token_at(pages), not stage.words
 
     @cuda.jit(device=True, forceinline=True)
     def sfv_of(smem, own):
@@ -200,8 +239,7 @@ def make_load_tile(stage: PagedStage, pages: str):
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def load_k_whole(smem, codes, scales, index, place, page_size, lane):
-        token = i64(index) * i64(TILE_N) if alone else i64(index) * i64(u32(page_size)) + i64(u32(place))
-        own = u32(lane)
+        token, own = token_at(index, place, page_size), u32(lane)
         to, at = k_of(u32(0), own), token * i64(head_dim // 2) + i64(own * u32(16))
         for i in unroll(TILE_N // rows_a_pass):
             cp_async_16(
