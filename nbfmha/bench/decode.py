@@ -226,7 +226,8 @@ def time_shape(torch, shape: Shape, *, rounds: int = 11) -> list[Row]:
     repeats = max(REPLAYS, math.ceil(10 / sets))
     replays = {name: graph.replay for name, graph in graphs.items()}
     graph_ms = measure.median_ms({**replays, "copy": copy}, rounds=rounds, repeats=repeats)
-    behind_ms = measure.median_ms({name: graph.replay for name, graph in behind.items()}, rounds=rounds, repeats=repeats)
+    replays = {name: graph.replay for name, graph in behind.items()}
+    behind_ms = measure.median_ms(replays, rounds=rounds, repeats=repeats)
     eager = {name: lambda run=run: [run(i) for i in range(sets)] for name, run in runs.items()}
     eager_ms = measure.median_ms(eager, rounds=rounds, repeats=repeats)
     copy_tb_s = 2 * COPY_BYTES / graph_ms["copy"] / 1e9
@@ -306,17 +307,20 @@ def _peers(torch, q, k, v, group: int) -> dict[str, Callable[[int], Any]]:
 
 def _graph(torch, run: Callable[[int], Any], sets: int, ahead: Callable[[], Any] = lambda: None):
     """A CUDA graph of one call a set, and of ``ahead`` ahead of each. Its outputs are its own: they are not read."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for i in range(sets):
-            run(i)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+
+    def calls() -> None:
         for i in range(sets):
             ahead()
             run(i)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        calls()  # what is compiled or loaded at a first call is so before the capture
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        calls()
     return graph
 
 

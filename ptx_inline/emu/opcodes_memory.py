@@ -165,7 +165,8 @@ def _bulk(decode, modifiers, *operands):
         modifiers.drop("L2", "global")
         if len(operands) != 2:
             raise decode.unsupported("unsupported bulk prefetch")
-        decode.address(operands[0], enc.GLOBAL), decode.source(operands[1], st.U32)
+        decode.address(operands[0], enc.GLOBAL)  # both are read here alone, to refuse what they cannot be
+        decode.source(operands[1], st.U32)
         decode.emit(enc.NOP)
         return
     spaces = [part for part in modifiers.rest if part in ("shared::cluster", "shared::cta", "global")]
