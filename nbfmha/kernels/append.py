@@ -173,6 +173,7 @@ def make_append(dtype: str, head_dim: int, scale: str):
     ):  # fmt: skip
         staged = cuda.shared.array(staged_floats, f32)
         means = cuda.shared.array(mean_floats, f32)
+        dev.griddepcontrol_launch_dependents()
         thread, cta = u32(cuda.threadIdx.x), i32(cuda.blockIdx.x)
         part, pair = i32(cta % parts), i32(cta // parts)
         head, index = i32(pair % heads), i32(pair // heads)

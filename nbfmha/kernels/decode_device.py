@@ -94,7 +94,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     f32, u32, i32, i64 = types.float32, types.uint32, types.int32, types.int64
     ffi, commit, to_shared = dev.ffi, dev.cp_async_commit_group, dev.cvta_to_shared_u32
     launch_dependents, wait_for_others = dev.griddepcontrol_launch_dependents, dev.griddepcontrol_wait
-    wait_but_newest, unknown = dev.cp_async_wait_group_1, dev.unknown_u32
+    wait_for_all, wait_but_newest, unknown, keep_branch = (
+        dev.cp_async_wait_group_0, dev.cp_async_wait_group_1, dev.unknown_u32, dev.keep_branch
+    )  # fmt: skip
     blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
     threads, whole, n_factors = 32 * warps, pages != "blocks", len(FACTORS)
     cta_rows, c_tiles, m_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 16, head_dim // 64
@@ -114,9 +116,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         head_dim, dtype, q_tiles, threads, not blockscale
     )
     may_be_early, hint = dev.has_griddepcontrol, decode_hints.make_hint(head_dim, pages, q_passes)
-    look_up, keep_pages, again, load_first, load_k, load_v, load_rows = decode_loads.make_loads(
-        head_dim, memory, pages, recall
-    )
+    (_, find_entry, page_at), (keep_pages, again, load_first, load_k, load_v, load_rows) = (
+        decode_loads.make_look_up(pages), decode_loads.make_loads(head_dim, memory, pages, recall)
+    )  # fmt: skip
     keep_blocks = tile_paged.make_keep_blocks(memory.stage)
     pv, pack = paged_products.make_pv(memory.stage, q_tiles), out_columns.make_pack_columns("float16", q_tiles, m_tiles)
     mask, general_scores, weights = (
@@ -229,9 +231,11 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         if row_tiles > i32(1):
             row_tile, kv_head = i32(u32(kv_head) % u32(row_tiles)), i32(u32(kv_head) // u32(row_tiles))
         first_row, rows, heads = i32(row_tile * i32(cta_rows)), i32(q_len * group), i32(num_heads_kv * group)
+        q_to = cuda.local.array(q_passes, u32)
         q_at = cuda.local.array(q_passes, i64)
+        q_bytes = cuda.local.array(q_passes, u32)
         own = Rows(number, batch, kv_head, first_row, rows, group, q_len, heads)
-        find_queries(q_at, own, thread)
+        find_queries(q_to, q_at, q_bytes, own, plain, thread)
         first_token, table_tokens = token_of(first_row, group, q_len), u32(page_size)
         if paged != i32(0):
             table_tokens = u32(u32(table_width) * u32(page_size))
@@ -240,23 +244,42 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         where = Pages(tables, paged, page_size, table_width, table_tokens, num_heads_kv, sink_tokens, recent_tokens)
         ahead = i32(num_splits * i32(warps))  # the warp's next tile is so many tiles away
         step_n, first_tile = i32(ahead * i32(TILE_N)), i32(warp * num_splits + split)
+        begin = begin_of(i32(0), sink_tokens)
+        first_n = i32(begin + first_tile * i32(TILE_N))
+        likely, entry, page_place = i32(-1), i64(0), i32(0)
         # few CTAs, in one wave: of more most have nothing to wait for, and hints cost them time
         if whole and num_splits > i32(1) and paged != i32(0) and window_left >= i32(NO_LIMIT) and may_be_early() != u32(0):
-            hint(seq_ids, lengths, where, q, k_mean, k_source, q_at, own, num_slots, first_tile, split, thread, lane)
+            likely, entry, page_place = hint(
+                seq_ids, lengths, where, q, k_mean, k_source, q_at, q_bytes, own, num_slots, first_n, step_n, split, thread,
+                lane,
+            )  # fmt: skip
         wait_for_others()  # no result depends on what was read before
 
-        slot, length = batch, page_size
-        if paged != i32(0):
+        slot, length, page = batch, page_size, i32(0)
+        fetch_queries(q, q_to, q_at, q_bytes, thread)  # else Q would come after the first tiles of all CTAs
+        if likely >= i32(0):  # one wait instead of two
+            fetch_mean(mean, k_mean, paged, kv_head, num_heads_kv, likely, thread)
+            length, page, slot = i32(lengths[likely]), page_at(tables, entry), i32(seq_ids[batch])
+        elif paged != i32(0):
             slot = i32(seq_ids[batch])
-        fetch_queries(plain, q, q_at, thread)  # else Q would come after the first tiles of all CTAs
-        if has_lengths != i32(0):
-            length = i32(lengths[slot])
-        begin = begin_of(length, i32(first_token - q_len), window_left, sink_tokens)
-        first_n = i32(begin + first_tile * i32(TILE_N))
-        page, page_place = i32(0), i32(0)
-        if whole:
-            page, page_place = look_up(where, slot, first_n, step_n, lane)
-        fetch_mean(mean, k_mean, paged, kv_head, num_heads_kv, slot, thread)
+        if slot != likely:
+            if likely >= i32(0):  # another sequence's km is on its way
+                commit()
+                wait_for_all()
+            fetch_mean(mean, k_mean, paged, kv_head, num_heads_kv, slot, thread)
+            if has_lengths != i32(0):
+                length = i32(lengths[slot])
+            if whole:
+                entry, page_place = find_entry(where, slot, first_n, step_n, lane)
+                page = page_at(tables, entry)
+            if window_left < i32(NO_LIMIT):
+                # a branch of its own: even an instruction that a predicate skips waits for its operands, here the length
+                keep_branch()
+                begin = begin_of(i32(length - q_len + first_token - window_left), sink_tokens)
+                first_n = i32(begin + first_tile * i32(TILE_N))
+                if whole:
+                    entry, page_place = find_entry(where, slot, first_n, step_n, lane)
+                    page = page_at(tables, entry)
         commit()
         # K's first tiles before all that can wait
         stop = stop_of(length, recent_tokens)
@@ -321,7 +344,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         while first_n < stop_n:
             next_n, turn = i32(first_n + step_n), i32(turn + i32(1))
             if whole and (turn & i32(31)) == i32(0):
-                page, page_place = look_up(where, recall(frame, SLOT), next_n, step_n, lane)
+                entry, page_place = find_entry(where, recall(frame, SLOT), next_n, step_n, lane)
+                page = page_at(tables, entry)
                 cuda.syncwarp()  # nobody reads the last ones any more
                 keep_pages(page, page_place, recall(frame, KV_HEAD), num_heads_kv, stage, lane)
             wait_but_newest()  # K is there

@@ -39,23 +39,34 @@ def make_end(memory: Memory, dtype: str, general: bool, warps: int):
 
     from nbfmha.kernels import decode_merge, decode_rows
     from ptx_inline import device as dev
+    from ptx_inline.unroll import unroll, unrolled
 
     f32, u32, i32 = types.float32, types.uint32, types.int32
     take_ticket, load_shared, store_shared = (
         dev.atom_acq_rel_gpu_global_inc_u32, dev.ld_shared_u32, dev.st_shared_u32
     )  # fmt: skip
+    shuffle = dev.shfl_sync_idx_b32
     head_dim, q_tiles, warp_bytes, at_pages = memory.head_dim, memory.q_tiles, memory.warp_bytes, memory.pages
     cta_rows, chunks, step = Q_TILE * q_tiles, head_dim // 4, 32 * warps // decode_merge.parts_of(warps)
     places_of, (_, shift2_of) = decode_rows.make_places_of(), decode_rows.make_shifts(general)
     first_item, place_of_item, part_of, meet = decode_merge.make_items(head_dim, warps)
-    gather_warps, gather_splits, finish = (
-        decode_merge.make_gather_warps(head_dim, warps, q_tiles), decode_merge.make_gather_splits(head_dim, warps),
-        decode_merge.make_finish(head_dim, dtype),
+    gather_warps, finish = (
+        decode_merge.make_gather_warps(head_dim, warps, q_tiles), decode_merge.make_finish(head_dim, dtype)
     )  # fmt: skip
+    together, find_splits, gather_splits = decode_merge.make_gather_splits(head_dim, warps)
 
     @cuda.jit(device=True, forceinline=True)
     def sink2_of(result, head, has_sink):
         return result.sinks[head] * f32(LOG2E) if has_sink else f32(0)
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def find_first_splits(split_rows, own, num_splits, all_rows, thread, lane):
+        """Those of the thread's first item, here and now: what is not shuffled the compiler puts off until it is needed."""
+        row, _ = place_of_item(first_item(thread))
+        find_splits(split_rows, num_splits, all_rows, places_of(own, row)[1], part_of(lane))
+        for j in unroll(together):
+            split_rows[j] = shuffle(split_rows[j], u32(lane))
 
     @cuda.jit(device=True, forceinline=True)
     def end(result, own, pool, plain, shifts, split, num_splits, all_rows, softmax_scale, cap, thread, lane):
@@ -86,24 +97,31 @@ def make_end(memory: Memory, dtype: str, general: bool, warps: int):
                 shift2 = shift2_of(shifts, row, softmax_scale, cap)
 
         if partial:
+            split_rows = cuda.local.array(together, u32)
+            find_first_splits(split_rows, own, num_splits, all_rows, thread, lane)
             cuda.syncthreads()
             if thread == i32(0):
                 before = take_ticket(result.tickets, own.number, u32(num_splits - i32(1)))
                 store_shared(plain, u32(1) if before == u32(num_splits - i32(1)) else u32(0))
             cuda.syncthreads()
             if load_shared(plain) != u32(0):
-                for item in range(first_item(thread), items, i32(step)):
+                item = first_item(thread)
+                while item < items:
                     row, chunk = place_of_item(item)
                     head, at, lse_row = places_of(own, row)
                     gather_splits(
-                        values, state, result.part, result.part_lse, num_splits, all_rows, at, chunk, part_of(lane)
-                    )
+                        values, state, split_rows, result.part, result.part_lse, num_splits, all_rows, at, chunk, own_part
+                    )  # fmt: skip
                     meet(values, state)
-                    if part_of(lane) == i32(0):
+                    if own_part == i32(0):
                         has_sink = result.has_sinks != i32(0)
                         finish(
                             result.out, result.lse, values, state, at, chunk, lse_row, has_sink,
                             sink2_of(result, head, has_sink), f32(0), result.has_lse != i32(0), False,
                         )  # fmt: skip
+                    item = i32(item + i32(step))
+                    if item < items:
+                        row, chunk = place_of_item(item)
+                        find_splits(split_rows, num_splits, all_rows, places_of(own, row)[1], own_part)
 
     return end

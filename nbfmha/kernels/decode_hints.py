@@ -1,22 +1,24 @@
 """What a CTA of the decode kernel asks L2 for before the kernel ahead of it in the stream is done.
 
-Slot, length and page are read as they seem to be: that kernel may yet write them. Nothing but addresses of hints follows
-from them, none of which lies outside the cache, and after the wait they are read again; keys, values and queries are not
-read at all. So no result depends on what was read early, and a page that was freed meanwhile does no harm.
+Slot, length and page are read as they seem to be: that kernel may yet write them. Nothing but addresses follows from them,
+none of which lies outside the cache: of hints, and of what is read again after the wait, the slot first of all; keys, values
+and queries are not read at all. So no result depends on what was read early, and a page that was freed meanwhile does no
+harm.
 """
 
 from __future__ import annotations
 
-from nbfmha.problem import NO_LIMIT
 from nbfmha.recipe import TILE_N
 
 
 def make_hint(head_dim: int, pages: str, passes: int):
-    """Device function ``(seq_ids: i32*, lengths: i32*, where, q: u8*, k_mean: u8*, source, q_at: i64[passes], own,
-    num_slots, first_tile, split, thread, lane)``: hints for K (``source``) of the warp's first NVFP4 tile, and of the first
-    split for the queries (``q_at``: of ``decode_query``) and km. where, source: of :mod:`decode_loads`; own: of
-    :mod:`decode_rows`. For pages "tile" and "tiles", and calls without a window: with one the first tile depends on the
-    length.
+    """Device function ``(seq_ids: i32*, lengths: i32*, where, q: u8*, k_mean: u8*, source, q_at: i64[passes], q_bytes:
+    u32[passes], own, num_slots, first_n, step_n, split, thread, lane) -> (slot, entry, place)``: hints for K (``source``) of
+    the warp's first NVFP4 tile, at ``first_n``, and of the first split for the queries (``q_at``, ``q_bytes``: of
+    ``decode_query``) and km. where, source: of :mod:`decode_loads`; own: of :mod:`decode_rows`. For pages "tile" and
+    "tiles", and calls without a window: with one the first tile depends on the length.
+
+    What it returns is the sequence's slot as it seemed to be, or -1, and what ``decode_loads.make_look_up`` finds there.
     """
     from numba import cuda
     from numba.core import types
@@ -29,29 +31,32 @@ def make_hint(head_dim: int, pages: str, passes: int):
     peek, prefetch, prefetch_k = (
         dev.ld_relaxed_gpu_global_s32, dev.prefetch_global_l2, tile_paged.make_prefetch_k(head_dim, pages)
     )  # fmt: skip
-    begin_of, stop_of, index_of, (_, look_up) = (
-        decode_share.make_begin(), decode_share.make_stop(), tile_paged.make_index(),
-        decode_loads.make_look_up(pages, early=True),
+    stop_of, index_of, (_, find, page_at) = (
+        decode_share.make_stop(), tile_paged.make_index(), decode_loads.make_look_up(pages, early=True)
     )  # fmt: skip
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def hint(seq_ids, lengths, where, q, k_mean, source, q_at, own, num_slots, first_tile, split, thread, lane):
+    def hint(
+        seq_ids, lengths, where, q, k_mean, source, q_at, q_bytes, own, num_slots, first_n, step_n, split, thread, lane
+    ):  # fmt: skip
         if split == i32(0):
             for i in unroll(passes):
-                if q_at[i] >= i64(0):
+                if q_bytes[i] != u32(0):
                     prefetch(q, q_at[i])
-        slot = peek(seq_ids, i64(own.batch))
-        if u32(slot) < u32(num_slots):
+        slot, entry, place = peek(seq_ids, i64(own.batch)), i64(0), i32(0)
+        if u32(slot) >= u32(num_slots):
+            slot = i32(-1)
+        else:
             if split == i32(0) and thread < i32(head_dim // 4):
                 row = i64(u32(slot * where.num_heads_kv + own.kv_head))
                 prefetch(k_mean, row * i64(4 * head_dim) + i64(u32(thread) * u32(16)))
-            begin = begin_of(i32(0), i32(0), i32(NO_LIMIT), where.sink_tokens)
-            first_n = i32(begin + first_tile * i32(TILE_N))
-            page, place = look_up(where, slot, first_n, i32(0), i32(0))
+            entry, place = find(where, slot, first_n, step_n, lane)
+            page = page_at(where.tables, entry)
             there = first_n < stop_of(peek(lengths, i64(slot)), where.recent_tokens)
             if lane == i32(0) and there and u32(first_n) < where.table_tokens and page >= i32(0):
                 index = index_of(page, where.num_heads_kv, own.kv_head)
                 prefetch_k(source.codes, source.scales, index, place, where.page_size)
+        return slot, entry, place
 
     return hint

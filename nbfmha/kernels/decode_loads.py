@@ -32,35 +32,34 @@ class Pages(NamedTuple):
 
 
 def make_look_up(pages: str, early: bool = False):
-    """Device functions ``table_of(where, slot) -> i64``: ``table_at`` of ``tile_paged.make_find_page``; and
-    ``look_up(where, slot, first_n, step_n, lane) -> (page, place in it)`` of one of 32 of a warp's tiles, the first of them
-    at ``first_n``, ``step_n`` tokens from one to the next: a look-up takes as long as a load. As far as the table goes,
-    whatever the length: it may not be there yet. early: another kernel may be writing the tables."""
+    """Device functions ``table_of(where, slot) -> i64``: ``table_at`` of ``tile_paged.make_find_page``; and ``find(where,
+    slot, first_n, step_n, lane) -> (entry, place)`` of one of 32 of a warp's tiles, the first of them at ``first_n``,
+    ``step_n`` tokens from one to the next, for ``page_at(tables, entry) -> page``: a look-up takes as long as a load. As far
+    as the table goes, whatever the length: it may not be there yet. early: another kernel may be writing the tables."""
     from numba import cuda
     from numba.core import types
 
     from nbfmha.kernels import tile_paged
 
-    u32, i32, i64, find_page = types.uint32, types.int32, types.int64, tile_paged.make_find_page(pages, early)
+    u32, i32, i64, (entry_of, page_at) = types.uint32, types.int32, types.int64, tile_paged.make_find_page(pages, early)
 
     @cuda.jit(device=True, forceinline=True)
     def table_of(where, slot):
         return i64(slot) * i64(where.table_width) if where.paged != i32(0) else i64(-1) - i64(slot)
 
     @cuda.jit(device=True, forceinline=True)
-    def look_up(where, slot, first_n, step_n, lane):
+    def find(where, slot, first_n, step_n, lane):
         token = min(u32(u32(first_n) + u32(step_n) * u32(lane)), u32(where.table_tokens - u32(1)))
-        return find_page(where.tables, table_of(where, slot), where.page_size, i32(token))
+        return entry_of(table_of(where, slot), where.page_size, i32(token))
 
-    return table_of, look_up
+    return table_of, find, page_at
 
 
 def make_loads(head_dim: int, memory: Memory, pages: str, recall):
     """Device functions of a warp, for pages of a kind of ``tile_paged.PAGES``. frame, recall: of ``decode_frame``; stage:
     the warp's place in shared memory; turn: number of a tile among the warp's; where: ``Pages``; source: ``Source``.
 
-    ``look_up``: of ``make_look_up``. ``keep_pages(page, place, kv_head, num_heads_kv, stage, lane)``: what it found, for
-    all lanes.
+    ``keep_pages(page, place, kv_head, num_heads_kv, stage, lane)``: what was found (``make_look_up``), for all lanes.
 
     ``load_first(stage, source, page, place, kv_head, where, lane)``: K of the warp's first tile, without frame or kept
     pages; nothing for pages "blocks". ``load_k(stage, source, where, frame, first_n, stop_n, turn, lane)`` and ``load_v``:
@@ -77,11 +76,11 @@ def make_loads(head_dim: int, memory: Memory, pages: str, recall):
     from nbfmha.kernels import decode_sixteen, tile_paged
     from ptx_inline import device as dev
 
-    u32, i32, whole, at_pages = types.uint32, types.int32, pages != "blocks", memory.pages
+    u32, i32, whole, alone, at_pages = types.uint32, types.int32, pages != "blocks", pages == "tile", memory.pages
     load_shared, store_shared, unknown, shuffle, commit = (
         dev.ld_shared_u32, dev.st_shared_u32, dev.unknown_u32, dev.shfl_sync_idx_b32, dev.cp_async_commit_group
     )  # fmt: skip
-    (table_of, look_up), index_of, (load_k_tile, load_v_tile) = (
+    (table_of, _, _), index_of, (load_k_tile, load_v_tile) = (
         make_look_up(pages), tile_paged.make_index(), tile_paged.make_load_tile(memory.stage, pages)
     )  # fmt: skip
     load_sixteen = decode_sixteen.make_load(head_dim, recall)
@@ -90,7 +89,8 @@ def make_loads(head_dim: int, memory: Memory, pages: str, recall):
     def keep_pages(page, place, kv_head, num_heads_kv, stage, lane):
         at = stage + u32(at_pages) + u32(8) * u32(lane)
         store_shared(at, index_of(page, num_heads_kv, kv_head))
-        store_shared(at + u32(4), u32(place))
+        if not alone:
+            store_shared(at + u32(4), u32(place))
         cuda.syncwarp()
 
     @cuda.jit(device=True, forceinline=True)
@@ -102,16 +102,17 @@ def make_loads(head_dim: int, memory: Memory, pages: str, recall):
 
         @cuda.jit(device=True, forceinline=True)
         def load_first(stage, source, page, place, kv_head, where, lane):
-            index, place = index_of(page, where.num_heads_kv, kv_head), u32(place)
-            load_k_tile(
-                stage, source.codes, source.scales, shuffle(index, u32(0)), i32(shuffle(place, u32(0))), where.page_size,
-                again(lane),
-            )  # fmt: skip
+            index = shuffle(index_of(page, where.num_heads_kv, kv_head), u32(0))
+            if not alone:
+                place = i32(shuffle(u32(place), u32(0)))
+            load_k_tile(stage, source.codes, source.scales, index, place, where.page_size, again(lane))
 
         @cuda.jit(device=True, forceinline=True)
         def load_tile(load, stage, source, where, frame, first_n, turn, lane):
             at = stage + u32(at_pages) + u32(8) * u32(turn & i32(31))
-            index, place = load_shared(at), i32(load_shared(at + u32(4)))
+            index, place = load_shared(at), i32(0)
+            if not alone:
+                place = i32(load_shared(at + u32(4)))
             load(stage, source.codes, source.scales, index, place, where.page_size, lane)
 
     else:
@@ -146,4 +147,4 @@ def make_loads(head_dim: int, memory: Memory, pages: str, recall):
         return load_next
 
     load_k, load_v = make_load(load_k_tile, 0), make_load(load_v_tile, memory.stage.v)
-    return look_up, keep_pages, again, load_first, load_k, load_v, load_rows
+    return keep_pages, again, load_first, load_k, load_v, load_rows

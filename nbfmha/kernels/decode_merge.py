@@ -130,9 +130,12 @@ def make_gather_warps(head_dim: int, warps: int, q_tiles: int):
 
 
 def make_gather_splits(head_dim: int, warps: int):
-    """Device function ``(values: f32[4], state: f32[2], part, part_lse, num_splits, all_rows, row, chunk, own)``: four
-    channels of one row, from ``4 chunk`` on, of splits ``own``, ``own`` + ``parts_of(warps)``, ..., and their (maximum,
-    sum), log2.
+    """``together``, how many splits are on their way at once, and device functions of four channels of one row, from
+    ``4 chunk`` on, of splits ``own``, ``own`` + ``parts_of(warps)``, ...:
+
+    ``find(rows: u32[together], num_splits, all_rows, row, own)``: which rows of all splits those of the first ones are.
+    ``gather(values: f32[4], state: f32[2], rows, part, part_lse, num_splits, all_rows, row, chunk, own)``: all of them, and
+    their (maximum, sum), log2; the first ones from there.
 
     part, part_lse: f32 (as u32*, f32*), (num_splits, all_rows, head_dim) and (num_splits, all_rows), of which ``row`` (u32)
     is meant. Bytes: 4 (head_dim + 1) a split.
@@ -148,20 +151,25 @@ def make_gather_splits(head_dim: int, warps: int):
     ffi, load_v4, max_f32, fma, ex2, float_of = (
         dev.ffi, dev.ld_global_v4_u32, dev.max_f32, dev.fma_rn_f32, dev.ex2_approx_ftz_f32, dev.mov_f32_b32
     )  # fmt: skip
-    parts, together = parts_of(warps), 4  # splits that are on their way at once
+    parts, together = parts_of(warps), 4
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def add_splits(values, state, part, part_lse, first, num_splits, all_rows, row, chunk):
+    def find(rows, num_splits, all_rows, row, own):
+        for j in unroll(together):
+            rows[j] = u32(min(i32(own + i32(parts * j)), i32(num_splits - i32(1)))) * all_rows + row
+
+    @cuda.jit(device=True, forceinline=True)
+    @unrolled
+    def add_splits(values, state, rows, part, part_lse, num_splits, chunk, own):
         words = cuda.local.array((together, 4), u32)
         weights = cuda.local.array(together, f32)
         for j in unroll(together):
-            at = i64(u32(min(i32(first + i32(parts * j)), i32(num_splits - i32(1)))) * all_rows + row)
-            weights[j] = part_lse[at]
-            load_v4(ffi.from_buffer(words[j]), part, at * i64(head_dim) + i64(i32(4) * chunk))
+            weights[j] = part_lse[i64(rows[j])]
+            load_v4(ffi.from_buffer(words[j]), part, i64(rows[j]) * i64(head_dim) + i64(i32(4) * chunk))
         most = state[0]
         for j in unroll(together):
-            weights[j] = weights[j] * f32(LOG2E) if i32(first + i32(parts * j)) < num_splits else f32(-np.inf)
+            weights[j] = weights[j] * f32(LOG2E) if i32(own + i32(parts * j)) < num_splits else f32(-np.inf)
             most = max_f32(most, weights[j])
         origin = most if most > f32(-np.inf) else f32(0)
         factor = ex2(state[0] - origin)
@@ -176,15 +184,18 @@ def make_gather_splits(head_dim: int, warps: int):
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def gather_splits(values, state, part, part_lse, num_splits, all_rows, row, chunk, own):
+    def gather(values, state, rows, part, part_lse, num_splits, all_rows, row, chunk, own):
         state[0], state[1] = f32(-np.inf), f32(0)
         for i in unroll(4):
             values[i] = f32(0)
+        add_splits(values, state, rows, part, part_lse, num_splits, chunk, own)
+        own = i32(own + i32(parts * together))
         while own < num_splits:
-            add_splits(values, state, part, part_lse, own, num_splits, all_rows, row, chunk)
+            find(rows, num_splits, all_rows, row, own)
+            add_splits(values, state, rows, part, part_lse, num_splits, chunk, own)
             own = i32(own + i32(parts * together))
 
-    return gather_splits
+    return together, find, gather
 
 
 def make_finish(head_dim: int, dtype: str):

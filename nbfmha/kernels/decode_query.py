@@ -30,8 +30,9 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
     """``passes``, and device functions of all threads, with a barrier before the last one for what the others copy
     asynchronously:
 
-    ``find(places: i64[passes], own: decode_rows.Rows, thread)``: bytes of q that a thread copies, of 8 q_tiles rows; -1 for
-    none. ``fetch(plain, q: u32*, places, thread)``: these to shared memory.
+    ``find(to: u32[passes], at: i64[passes], count: u32[passes], own: decode_rows.Rows, plain, thread)``: bytes of q that a
+    thread copies to shared memory, of 8 q_tiles rows: where to, where from, how many, 16 or 0. ``fetch(q: u8*, to, at,
+    count, thread)``: copies them, and zeros where there are none.
 
     ``fetch_mean(mean, k_mean: f32*, has_mean, kv_head, num_heads_kv, slot, thread)``: km, or zeros where there is none.
 
@@ -59,30 +60,22 @@ def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, wid
     passes = -(-total // threads)
 
     @cuda.jit(device=True, forceinline=True)
-    def place_of(own, index):
-        row = i32(index // u32(chunks))
-        if i32(own.first_row + row) >= own.rows:
-            return i64(-1)
-        _, q_row, _ = places_of(own, row)  # q and out have the same rows
-        return i64(q_row) * i64(2 * head_dim) + i64(index % u32(chunks) * u32(16))
+    @unrolled
+    def find(to, at, count, own, plain, thread):
+        for i in unroll(passes):
+            index = u32(u32(thread) + u32(threads * i))
+            row, within = i32(index // u32(chunks)), index % u32(chunks) * u32(16)
+            to[i], at[i], count[i] = plain + u32(row) * u32(pitch) + within, i64(0), u32(0)
+            if i32(own.first_row + row) < own.rows and index < u32(total):
+                _, q_row, _ = places_of(own, row)  # q and out have the same rows
+                at[i], count[i] = i64(q_row) * i64(2 * head_dim) + i64(within), u32(16)
 
     @cuda.jit(device=True, forceinline=True)
     @unrolled
-    def find(places, own, thread):
+    def fetch(q, to, at, count, thread):
         for i in unroll(passes):
-            index = u32(u32(thread) + u32(threads * i))
-            places[i] = i64(-1)
-            if threads * (i + 1) <= total or index < u32(total):
-                places[i] = place_of(own, index)
-
-    @cuda.jit(device=True, forceinline=True)
-    @unrolled
-    def fetch(plain, q, places, thread):
-        for i in unroll(passes):
-            index = u32(u32(thread) + u32(threads * i))
-            if threads * (i + 1) <= total or index < u32(total):
-                to = plain + index // u32(chunks) * u32(pitch) + u32(16) * (index % u32(chunks))
-                cp_async_16(to, q, max(places[i], i64(0)), u32(16) if places[i] >= i64(0) else u32(0))
+            if threads * (i + 1) <= total or u32(u32(thread) + u32(threads * i)) < u32(total):
+                cp_async_16(to[i], q, at[i], count[i])
 
     @cuda.jit(device=True, forceinline=True)
     def fetch_mean(mean, k_mean, has_mean, kv_head, num_heads_kv, slot, thread):

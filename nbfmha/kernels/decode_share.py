@@ -13,27 +13,20 @@ from __future__ import annotations
 
 from nbfmha.kernels.tile_sixteen import TOKENS as SIXTEEN
 from nbfmha.kv_layout import BLOCK
-from nbfmha.problem import NO_LIMIT
 from nbfmha.recipe import TILE_N
 
 
 def make_begin():
-    """Device function ``(length, offset, window_left, sink_tokens) -> i32``: the first NVFP4 tile's first token, a multiple
-    of 64; ``length + offset``: position of the first query of the CTA's rows. Without a window it waits for no length."""
+    """Device function ``(seen_from, sink_tokens) -> i32``: the first NVFP4 tile's first token, a multiple of 64. seen_from:
+    the first token that a row of the CTA sees, or any before the sinks' end."""
     from numba import cuda
     from numba.core import types
 
-    from ptx_inline import device as dev
-
-    i32, keep_branch = types.int32, dev.keep_branch
+    i32 = types.int32
 
     @cuda.jit(device=True, forceinline=True)
-    def begin_of(length, offset, window_left, sink_tokens):
-        first = sink_tokens
-        if window_left < i32(NO_LIMIT):
-            keep_branch()
-            first = i32(max(i32(length + offset - window_left), first))
-        return i32(first & i32(-TILE_N))
+    def begin_of(seen_from, sink_tokens):
+        return i32(max(seen_from, sink_tokens) & i32(-TILE_N))
 
     return begin_of
 

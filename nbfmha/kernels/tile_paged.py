@@ -93,11 +93,12 @@ def make_swizzle(stage: PagedStage):
 
 
 def make_find_page(pages: str, early: bool = False):
-    """Device function ``(tables: i32*, table_at, page_size, token) -> (page, place in it)`` of a token, pages of a kind of
-    ``PAGES``.
+    """Device functions ``entry_of(table_at, page_size, token) -> (entry: i64, place)``: where the page of a token stands in
+    the tables, and the token's place in the page, pages of a kind of ``PAGES``; of "tile", tokens that are multiples of 64
+    have one, 0. ``page_at(tables: i32*, entry) -> page``.
 
-    table_at: i64, place of the sequence's first page in ``tables``; -1 - page for a sequence that is one page. early:
-    another kernel may be writing the tables."""
+    table_at: i64, entry of the sequence's first page; -1 - page for a sequence that is one page, and so is the entry then.
+    early: another kernel may be writing the tables."""
     from numba import cuda
     from numba.core import types
 
@@ -107,14 +108,19 @@ def make_find_page(pages: str, early: bool = False):
     peek = dev.ld_relaxed_gpu_global_s32
 
     @cuda.jit(device=True, forceinline=True)
-    def find_page(tables, table_at, page_size, token):
+    def entry_of(table_at, page_size, token):
         if table_at < i64(0):
-            return i32(i64(-1) - table_at), token
-        page = i32(u32(token) // u32(TILE_N if alone else page_size))
-        at = table_at + i64(page)
-        return peek(tables, at) if early else tables[at], i32(token - page * page_size)
+            return table_at, i32(0) if alone else token
+        number = u32(token) // u32(TILE_N if alone else page_size)
+        return table_at + i64(number), i32(0) if alone else i32(token - i32(number) * page_size)
 
-    return find_page
+    @cuda.jit(device=True, forceinline=True)
+    def page_at(tables, entry):
+        if entry < i64(0):
+            return i32(i64(-1) - entry)
+        return peek(tables, entry) if early else tables[entry]
+
+    return entry_of, page_at
 
 
 def make_keep_blocks(stage: PagedStage):
@@ -224,7 +230,8 @@ def make_load_tile(stage: PagedStage, pages: str):
     lane_bit = 4 if rows_a_pass > 4 else 0  # of the swizzle: what the lane's row in a pass has to do with it
     scale_chunks = head_dim // 16  # of 16 bytes a block of 16 rows of sfk
     blocks, lane_channels, alone = TILE_N // BLOCK, head_dim // 32, pages == "tile"
-    find_page, index_of, token_at, halves = make_find_page(pages), make_index(), _make_token_at(pages), not stage.words
+    entry_of, page_at = make_find_page(pages)
+    index_of, token_at, halves = make_index(), _make_token_at(pages), not stage.words
 
     @cuda.jit(device=True, forceinline=True)
     def sfv_of(smem, own):
@@ -272,8 +279,8 @@ def make_load_tile(stage: PagedStage, pages: str):
         """(page and head as one index, place, 1 where the block is there) of the block from ``token`` on."""
         if token >= limit:
             return i64(0), i32(0), u32(0)
-        page, place = find_page(tables, table_at, page_size, token)
-        return i64(index_of(page, num_heads_kv, kv_head)), place, u32(1)
+        entry, place = entry_of(table_at, page_size, token)
+        return i64(index_of(page_at(tables, entry), num_heads_kv, kv_head)), place, u32(1)
 
     @cuda.jit(device=True, forceinline=True)
     def swizzle_of_block(b):
