@@ -83,6 +83,8 @@ class Row:
     shape: Shape
     name: str
     graph_us: float
+    behind_us: float
+    """Behind a small kernel, and with it."""
     eager_us: float
     bits: float
     copy_tb_s: float
@@ -90,8 +92,6 @@ class Row:
     """Of the peers' graph replays."""
     relative_l2: float
     host_us: float | None = None
-    behind_us: float | None = None
-    """Behind a small kernel, and with it. None in reports of before it was measured."""
 
     @property
     def tb_s(self) -> float:
@@ -238,9 +238,9 @@ def time_shape(torch, shape: Shape, *, rounds: int = 11) -> list[Row]:
     fastest = min(us for name, us in per_call.items() if name not in CACHES)
     rows = []
     for name in runs:
-        bits, times = OUR_BITS if name in CACHES else PEER_BITS, (per_call[name], 1e3 * eager_ms[name] / sets)
-        behind_us = 1e3 * behind_ms[name] / sets
-        rows.append(Row(shape, name, *times, bits, copy_tb_s, fastest, errors[name], host.get(name), behind_us))
+        bits = OUR_BITS if name in CACHES else PEER_BITS
+        times = (1e3 * ms[name] / sets for ms in (graph_ms, behind_ms, eager_ms))
+        rows.append(Row(shape, name, *times, bits, copy_tb_s, fastest, errors[name], host.get(name)))
     return rows
 
 
@@ -376,7 +376,7 @@ def table(report: Report):
             row.shape.title,
             row.name,
             f"{row.graph_us:.1f}",
-            "-" if row.behind_us is None else f"{row.behind_us:.1f}",
+            f"{row.behind_us:.1f}",
             f"{row.eager_us:.1f}",
             "-" if row.host_us is None else f"{row.host_us:.1f}",
             f"{row.tb_s:.2f}",

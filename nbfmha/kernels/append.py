@@ -17,7 +17,8 @@ The memory is :mod:`nbfmha.kv_layout`'s, the specification :mod:`nbfmha.cache_mo
 Everything that changes from call to call (lengths, block tables) is read from device memory: a CUDA graph of it appends
 the next tokens at every replay. All CTAs of a sequence read its length; each then takes a ticket, and the last one writes
 the new length: nobody can still be about to read the old one. Tickets count up to the number of CTAs and start at 0
-again. A sequence without a page for what would be quantised (a replay beyond what was reserved) is left as it is.
+again. A sequence without a page for what would be quantised (a replay beyond what was reserved) is left as it is. From
+sm_90 on a kernel that is launched for it (programmatic dependent launch) may begin while this one runs.
 
 2 head_dim threads: half of them take K, a token's 16 channels each, half V, a channel's 16 tokens each; one block is one
 quantisation a thread. Bytes a token and channel, K and V: 4 read and 4 written for the ring, later 4 read and 9/8 written
@@ -173,7 +174,7 @@ def make_append(dtype: str, head_dim: int, scale: str):
     ):  # fmt: skip
         staged = cuda.shared.array(staged_floats, f32)
         means = cuda.shared.array(mean_floats, f32)
-        dev.griddepcontrol_launch_dependents()
+        dev.griddepcontrol_launch_dependents()  # a decode begins meanwhile, and waits before it reads what counts
         thread, cta = u32(cuda.threadIdx.x), i32(cuda.blockIdx.x)
         part, pair = i32(cta % parts), i32(cta // parts)
         head, index = i32(pair % heads), i32(pair // heads)

@@ -3,7 +3,7 @@
     S = softmax_scale (Q K^T + q . km),  O = softmax(S) V,  LSE = log sum exp(S)
 
 CTA: one sequence, one head of K and V, one split, and 8, 16 or 32 rows; a row is one query token of one of the heads that
-share K and V (:mod:`decode_query`). Every warp has all rows and tiles of 64 tokens of its own, so that each element of the
+share K and V (:mod:`decode_rows`). Every warp has all rows and tiles of 64 tokens of its own, so that each element of the
 cache is read and widened once for these rows; the warps' results meet in shared memory at the end. With more than one
 split each writes its (out, LSE) in f32, and the CTA of these rows that is done last merges them (:mod:`decode_end`); a
 split without tokens writes an LSE of -inf. The grid is (heads of K and V times tiles of rows, splits, sequences).
@@ -26,11 +26,11 @@ sm_80, ``blockscale`` sm_120a. head_dim 64, 128, 256.
 
 Few rows leave the registers to sixteen warps an SM, whose loads and whose dependent instructions hide each other's waits;
 one place for K and one for V a warp is then enough to have 70 KiB of an SM on their way at any time. What comes before the
-first load and after the last nothing hides, and all warps do it at once, so that every instruction counts: the slot comes
-first, then the length and a warp's pages together, then Q, then K; what the end needs is worked out before the barrier at
-which warps wait. From sm_90 on the kernel may be launched before the one ahead of it in the stream has ended
-(programmatic dependent launch): meanwhile it does what needs no memory and gives hints (:mod:`decode_hints`), and it waits
-before it reads anything that counts.
+first load and after the last nothing hides, and all warps do it at once, so that every instruction counts: Q comes first,
+then the slot, km, the length and a warp's pages together, then K, behind whose tiles Q and km would wait; what the end
+needs is worked out before the barriers at which warps wait. From sm_90 on the kernel may be launched before the one ahead
+of it in the stream has ended (programmatic dependent launch): meanwhile it does what needs no memory and gives hints
+(:mod:`decode_hints`), and it waits before it reads anything that counts.
 """
 
 from __future__ import annotations
@@ -52,8 +52,7 @@ from nbfmha.kernels.decode_frame import (
 )
 from nbfmha.kernels.decode_loads import Pages, Source
 from nbfmha.kernels.decode_merge import LOG2E
-from nbfmha.kernels.decode_query import Q_TILE
-from nbfmha.kernels.decode_rows import Rows
+from nbfmha.kernels.decode_rows import Q_TILE, Rows
 from nbfmha.kernels.decode_sizes import Memory
 from nbfmha.kernels.paged_products import FACTORS, UNIT
 from nbfmha.kv_layout import BLOCK
@@ -110,7 +109,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     keep, recall, recall_factors = decode_frame.make_frame()
     find_bounds, (shift_of, _) = decode_rows.make_find_bounds(recall), decode_rows.make_shifts(general)
     token_of, begin_of, stop_of, share = (
-        decode_query.make_token_of(), decode_share.make_begin(), decode_share.make_stop(), decode_share.make_share()
+        decode_rows.make_token_of(), decode_share.make_begin(), decode_share.make_stop(), decode_share.make_share()
     )  # fmt: skip
     q_passes, find_queries, fetch_queries, fetch_mean, prepare_queries = decode_query.make_load_queries(
         head_dim, dtype, q_tiles, threads, not blockscale

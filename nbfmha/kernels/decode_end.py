@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from nbfmha.kernels.decode_merge import LOG2E
-from nbfmha.kernels.decode_query import Q_TILE
+from nbfmha.kernels.decode_rows import Q_TILE
 from nbfmha.kernels.decode_sizes import Memory
 
 

@@ -34,8 +34,8 @@ class Pages(NamedTuple):
 def make_look_up(pages: str, early: bool = False):
     """Device functions ``table_of(where, slot) -> i64``: ``table_at`` of ``tile_paged.make_find_page``; and ``find(where,
     slot, first_n, step_n, lane) -> (entry, place)`` of one of 32 of a warp's tiles, the first of them at ``first_n``,
-    ``step_n`` tokens from one to the next, for ``page_at(tables, entry) -> page``: a look-up takes as long as a load. As far
-    as the table goes, whatever the length: it may not be there yet. early: another kernel may be writing the tables."""
+    ``step_n`` tokens from one to the next, for ``page_at(tables, entry) -> page``: a look-up takes as long as a load. As
+    far as the table goes, whatever the length: it may not be there yet. early: another kernel may be writing the tables."""
     from numba import cuda
     from numba.core import types
 

@@ -1,29 +1,13 @@
 """Queries of one CTA of the decode kernel: rows of q, packed from query tokens and the heads that share K and V.
 
-Row r is query token r / group of head ``kv_head * group + r % group``, so that neighbouring rows are neighbours in
-memory. In shared memory a row has the pitch of :mod:`tile_16bit`; rows that there are none of are zeros.
+In shared memory a row (:mod:`decode_rows`) has the pitch of :mod:`tile_16bit`; rows that there are none of are zeros.
 """
 
 from __future__ import annotations
 
+from nbfmha.kernels.decode_rows import Q_TILE
 from nbfmha.kernels.paged_products import words_of_lane
 from nbfmha.kernels.tile_16bit import row_pitch
-
-Q_TILE = 8
-
-
-def make_token_of():
-    """Device function ``(query, group, q_len) -> i32``: which query token a row is of."""
-    from numba import cuda
-    from numba.core import types
-
-    u32, i32 = types.uint32, types.int32
-
-    @cuda.jit(device=True, forceinline=True)
-    def token_of(query, group, q_len):
-        return i32(0) if q_len == i32(1) else i32(u32(query) // u32(group))
-
-    return token_of
 
 
 def make_load_queries(head_dim: int, dtype: str, q_tiles: int, threads: int, widened: bool):

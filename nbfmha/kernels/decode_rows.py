@@ -1,5 +1,6 @@
 """Rows of a CTA of the decode kernel: which of them a lane has, where they stand, what is added to their scores, what they
-see. A row is a query token of one of the heads that share K and V (:mod:`decode_query`)."""
+see. Row r is query token r / group of head ``kv_head * group + r % group``, so that neighbouring rows are neighbours in
+memory; a query tile has ``Q_TILE`` rows."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from typing import Any, NamedTuple
 
 from nbfmha.kernels.decode_frame import FIRST_ROW, POSITION
 from nbfmha.kernels.decode_merge import LOG2E
-from nbfmha.kernels.decode_query import Q_TILE, make_token_of
+
+Q_TILE = 8
 
 
 class Rows(NamedTuple):
@@ -23,6 +25,20 @@ class Rows(NamedTuple):
     group: Any
     q_len: Any
     heads: Any
+
+
+def make_token_of():
+    """Device function ``(query, group, q_len) -> i32``: which query token a row is of."""
+    from numba import cuda
+    from numba.core import types
+
+    u32, i32 = types.uint32, types.int32
+
+    @cuda.jit(device=True, forceinline=True)
+    def token_of(query, group, q_len):
+        return i32(0) if q_len == i32(1) else i32(u32(query) // u32(group))
+
+    return token_of
 
 
 def make_places_of():

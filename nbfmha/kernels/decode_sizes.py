@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nbfmha.kernels.decode_frame import FRAME
-from nbfmha.kernels.decode_query import Q_TILE
+from nbfmha.kernels.decode_rows import Q_TILE
 from nbfmha.kernels.out_columns import result_pitch
 from nbfmha.kernels.paged_products import words_of_lane
 from nbfmha.kernels.tile_16bit import row_pitch
