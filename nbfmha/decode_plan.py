@@ -5,7 +5,8 @@ checks say and what it chooses (problem, implementation, splits, kernels, all ar
 key and on the cache alone, and are kept as a ``Plan``. A later call with the same key checks its tensors; where one is not
 as expected, it is left to the full checks to say what is wrong, or to run it.
 
-A plan has addresses of the cache's arrays, which therefore stay where they are; it goes when they go.
+A plan has addresses of the cache's arrays, which therefore stay where they are, and of what its calls use one after the
+other (:mod:`nbfmha.decode_scratch`); it goes when they go.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from nbfmha.decode_tickets import tickets_of
+from nbfmha.decode_scratch import room_of, tickets_of
 from nbfmha.dispatch import gate
 from nbfmha.gpu_arrays import is_capturing
 from nbfmha.kernels import decode as kernels
@@ -28,8 +29,8 @@ from ptx_inline.toolchain.parameters import Placeholder
 SIZE = 256
 """Plans that are kept for one cache."""
 
-_ADDRESSES = 7
-_Q, _SEQ_IDS, _SINKS, _OUT, _LSE, _PART, _PART_LSE = map(Placeholder, range(_ADDRESSES))
+_ADDRESSES = 5
+_Q, _SEQ_IDS, _SINKS, _OUT, _LSE = map(Placeholder, range(_ADDRESSES))
 _plans: WeakKeyDictionary[CacheArrays, dict[tuple, Plan]] = WeakKeyDictionary()
 
 
@@ -61,14 +62,14 @@ class Plan:
         self._sinks = torch.float32, q.shape[2:3], device
         self._bytes = q.numel() * q.element_size()
         self._lse_shape = (problem.batch, problem.num_heads_q, problem.seqlen_q) if has_lse else None
-        shapes = kernels.part_shapes(layout, problem, splits)
-        sizes = [math.prod(shape) for shape in shapes]
-        self._scratch, self._part_bytes = sum(sizes), 4 * sizes[0] if sizes else 0
-        self._tickets = tickets_of(arrays, q, splits.ctas) if shapes else None  # the launch has their address
+        parts, tickets = (), None
+        if shapes := kernels.part_shapes(layout, problem, splits):
+            sizes = [math.prod(shape) for shape in shapes]
+            room, tickets = room_of(arrays, q, sum(sizes)).data_ptr(), tickets_of(arrays, q, splits.ctas)
+            parts = room, room + 4 * sizes[0]
         launch = kernels.launch_of(
             _Q, layout, arrays, _SEQ_IDS, problem, splits, implementation=implementation, out=_OUT,
-            lse=_LSE if has_lse else None, sinks=_SINKS if has_sinks else None, parts=(_PART, _PART_LSE)[: len(shapes)],
-            tickets=self._tickets,
+            lse=_LSE if has_lse else None, sinks=_SINKS if has_sinks else None, parts=parts, tickets=tickets,
         )  # fmt: skip
         self._launch = launch.prepare(device, _ADDRESSES)
 
@@ -78,7 +79,7 @@ class Plan:
         q_at, ids_at = _address(torch, q, *self._q), _address(torch, seq_ids, *self._seq_ids)
         if not q_at or q_at % 16 or not ids_at:
             return None
-        sinks_at = part_at = lse_at = 0
+        sinks_at = lse_at = 0
         if sinks is not None:
             sinks_at = _address(torch, sinks, *self._sinks)
             if not sinks_at:
@@ -93,12 +94,8 @@ class Plan:
         if self._lse_shape:
             lse = torch.empty(*self._lse_shape, dtype=torch.float32, device=self._device)
             lse_at = lse.data_ptr()
-        if self._scratch:
-            part = torch.empty(self._scratch, dtype=torch.float32, device=self._device)
-            part_at = part.data_ptr()
         stream = torch._C._cuda_getCurrentRawStream(self._q[2])
-        addresses = q_at, ids_at, sinks_at, out_at, lse_at, part_at, part_at + self._part_bytes
-        self._launch(addresses, stream)
+        self._launch((q_at, ids_at, sinks_at, out_at, lse_at), stream)
         return (out, lse) if self._lse_shape else out
 
 

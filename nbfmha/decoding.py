@@ -9,7 +9,7 @@ import numpy as np
 
 from nbfmha import decode_plan, gpu_arrays
 from nbfmha.call import Place, check_gradients, check_place, place_of
-from nbfmha.decode_tickets import tickets_of
+from nbfmha.decode_scratch import tickets_of
 from nbfmha.dispatch import GATE, IMPLS, Unavailable, gate
 from nbfmha.kernels import decode as kernels
 from nbfmha.kernels import decode_sizes as sizes

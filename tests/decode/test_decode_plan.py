@@ -11,7 +11,7 @@ from fake_torch import Tensor, install
 
 import nbfmha
 from nbfmha import decode_plan
-from nbfmha.decode_tickets import tickets_of
+from nbfmha.decode_scratch import room_of, tickets_of
 from nbfmha.dispatch import GATE, Unavailable, gate
 from nbfmha.kernels.decode_device import make_decode
 from nbfmha.kv_layout import CacheArrays, CacheLayout
@@ -198,20 +198,36 @@ def test_ids_of_the_host_are_copied_each_time(fake):
     assert {launch.kernel for launch in taken} == {taken[0].kernel}
 
 
-def test_tickets_serve_every_call_on_a_cache(fake):
-    """They are zeros again after each call; a graph may have their address for as long as the cache lives."""
+@pytest.mark.parametrize("scratch_of", [tickets_of, room_of])
+def test_scratch_serves_every_call_on_a_cache(fake, scratch_of):
+    """A graph may have its address for as long as the cache lives."""
     cache = make_cache()
-    first = tickets_of(cache.arrays, Tensor(SHAPE), 30)
+    first = scratch_of(cache.arrays, Tensor(SHAPE), 30)
     assert first.shape == (1024,)
-    assert tickets_of(cache.arrays, Tensor(SHAPE), 1024) is first
-    more = tickets_of(cache.arrays, Tensor(SHAPE), 1025)
+    assert scratch_of(cache.arrays, Tensor(SHAPE), 1024) is first
+    more = scratch_of(cache.arrays, Tensor(SHAPE), 1025)
     assert more.shape == (1025,)
-    assert tickets_of(cache.arrays, Tensor(SHAPE), 30) is more
-    assert tickets_of(make_cache().arrays, Tensor(SHAPE), 30) is not more
+    assert scratch_of(cache.arrays, Tensor(SHAPE), 30) is more
+    assert scratch_of(make_cache().arrays, Tensor(SHAPE), 30) is not more
     kept = weakref.ref(first)
     del first
     gc.collect()
     assert kept() is not None
+
+
+def test_calls_that_repeat_have_their_splits_results_in_one_place(fake):
+    cache, kernel = make_cache(), make_decode("dequant", 64, "float16", 1, False, "tile", 4)
+    names = tuple(inspect.signature(kernel).parameters)
+    for _ in range(3):
+        nbfmha.decode(Tensor(SHAPE), cache, ids(), num_splits=3)
+    values = [dict(zip(names, launch.values, strict=True)) for launch in fake.launches]
+    room = room_of(cache.arrays, Tensor(SHAPE), 3 * 24 * 65)
+    assert [own["part"] for own in values[1:]] == [room.data_ptr()] * 2
+    assert [own["part_lse"] for own in values[1:]] == [room.data_ptr() + 4 * 3 * 24 * 64] * 2
+    assert [own["tickets"] for own in values] == [tickets_of(cache.arrays, Tensor(SHAPE), 6).data_ptr()] * 3
+    nbfmha.decode(Tensor(SHAPE), cache, ids(), num_splits=1)
+    nbfmha.decode(Tensor(SHAPE), cache, ids(), num_splits=1)
+    assert dict(zip(names, fake.launches[-1].values, strict=True))["part"] == 0
 
 
 def test_tickets_of_a_capture_are_the_graphs_own(fake):
