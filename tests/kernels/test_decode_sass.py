@@ -50,12 +50,12 @@ def test_queries_and_km_are_asked_for_before_any_keys(code):
     copies = find(code, "LDGSTS", wait)
     assert [code[i][0] for i in copies[:3]] == ["LDGSTS.E.BYPASS.128.ZFILL", *["LDGSTS.E.BYPASS.128"] * 2]
     first_keys = copies[3]
-    assert len(find(code, "LDGDEPBAR", wait)) and find(code, "LDGDEPBAR", copies[2])[0] < first_keys
-    assert len(find(code[:first_keys], "BAR.SYNC")) == 0
+    assert find(code, "LDGDEPBAR", copies[2])[0] < first_keys, "a group of their own"
+    assert not find(code[:first_keys], "BAR.SYNC")
 
 
 def test_the_last_cta_asks_for_the_others_results_at_once(code):
     """Which rows they are was worked out before the ticket, while it waited."""
     (ticket,) = find(code, "ATOMG")
-    last = [i for i in find(code, "LDG.E.128", ticket)][3]
+    last = find(code, "LDG.E.128", ticket)[3]
     assert last - ticket <= 60
