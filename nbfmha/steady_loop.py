@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 
 _LABEL = re.compile(r"\s*(\.L_\w+):")
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*)")
+"""Of a line of SASS: predicate, opcode, operands."""
 _CONDITION = re.compile(r"\s*!?U?P\d")
 _MMA = ("OMMA", "QMMA", "HMMA", "HGMMA")
 #: A part of the loop with one of these is run in every round; a part without one may be skipped by the branch before it.
@@ -72,7 +73,7 @@ def _parse(sass: str) -> tuple[list[tuple[str, str, bool]], dict[str, int]]:
         if label:
             labels[label[1]] = len(instructions)
             continue
-        found = _INSTRUCTION.search(line)
+        found = INSTRUCTION.search(line)
         if found:
             instructions.append((found[2], found[3], found[1] is not None or _CONDITION.match(found[3]) is not None))
     return instructions, labels

@@ -230,17 +230,15 @@ def time_shape(torch, shape: Shape, *, rounds: int = 11) -> list[Row]:
     behind_ms = measure.median_ms(replays, rounds=rounds, repeats=repeats)
     eager = {name: lambda run=run: [run(i) for i in range(sets)] for name, run in runs.items()}
     eager_ms = measure.median_ms(eager, rounds=rounds, repeats=repeats)
-    # the GPU is awake now: right after the start a call of the first shape took the host 3 to 10 us more
-    ours = (name for name in runs if name in CACHES)
-    host = {name: measure.host_us(lambda run=runs[name]: run(0), launches=50, rounds=15) for name in ours}
+    # not right after the start, where calls of the first shape took the host longer than those of the others
+    host = {name: measure.host_us(lambda run=runs[name]: run(0), launches=50, rounds=15) for name in CACHES}
     copy_tb_s = 2 * COPY_BYTES / graph_ms["copy"] / 1e9
-    per_call = {name: 1e3 * graph_ms[name] / sets for name in runs}
-    fastest = min(us for name, us in per_call.items() if name not in CACHES)
+    per_call = {name: [1e3 * ms[name] / sets for ms in (graph_ms, behind_ms, eager_ms)] for name in runs}
+    fastest = min(graph_us for name, (graph_us, _, _) in per_call.items() if name not in CACHES)
     rows = []
     for name in runs:
         bits = OUR_BITS if name in CACHES else PEER_BITS
-        times = (1e3 * ms[name] / sets for ms in (graph_ms, behind_ms, eager_ms))
-        rows.append(Row(shape, name, *times, bits, copy_tb_s, fastest, errors[name], host.get(name)))
+        rows.append(Row(shape, name, *per_call[name], bits, copy_tb_s, fastest, errors[name], host.get(name)))
     return rows
 
 

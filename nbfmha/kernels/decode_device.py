@@ -115,7 +115,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         head_dim, dtype, q_tiles, threads, not blockscale
     )
     may_be_early, hint = dev.has_griddepcontrol, decode_hints.make_hint(head_dim, pages, q_passes)
-    (_, find_entry, page_at), (keep_pages, again, load_first, load_k, load_v, load_rows) = (
+    (_, page_at, look_up), (keep_pages, again, load_first, load_k, load_v, load_rows) = (
         decode_loads.make_look_up(pages), decode_loads.make_loads(head_dim, memory, pages, recall)
     )  # fmt: skip
     keep_blocks = tile_paged.make_keep_blocks(memory.stage)
@@ -269,16 +269,14 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             if has_lengths != i32(0):
                 length = i32(lengths[slot])
             if whole:
-                entry, page_place = find_entry(where, slot, first_n, step_n, lane)
-                page = page_at(tables, entry)
+                page, page_place = look_up(where, slot, first_n, step_n, lane)
             if window_left < i32(NO_LIMIT):
                 # a branch of its own: even an instruction that a predicate skips waits for its operands, here the length
                 keep_branch()
                 begin = begin_of(i32(length - q_len + first_token - window_left), sink_tokens)
                 first_n = i32(begin + first_tile * i32(TILE_N))
                 if whole:
-                    entry, page_place = find_entry(where, slot, first_n, step_n, lane)
-                    page = page_at(tables, entry)
+                    page, page_place = look_up(where, slot, first_n, step_n, lane)
         commit()
         # K's first tiles before all that can wait
         stop = stop_of(length, recent_tokens)
@@ -343,8 +341,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         while first_n < stop_n:
             next_n, turn = i32(first_n + step_n), i32(turn + i32(1))
             if whole and (turn & i32(31)) == i32(0):
-                entry, page_place = find_entry(where, recall(frame, SLOT), next_n, step_n, lane)
-                page = page_at(tables, entry)
+                page, page_place = look_up(where, recall(frame, SLOT), next_n, step_n, lane)
                 cuda.syncwarp()  # nobody reads the last ones any more
                 keep_pages(page, page_place, recall(frame, KV_HEAD), num_heads_kv, stage, lane)
             wait_but_newest()  # K is there

@@ -32,7 +32,7 @@ def make_hint(head_dim: int, pages: str, passes: int):
     peek, prefetch, prefetch_k = (
         dev.ld_relaxed_gpu_global_s32, dev.prefetch_global_l2, tile_paged.make_prefetch_k(head_dim, pages)
     )  # fmt: skip
-    stop_of, index_of, (_, find, page_at) = (
+    stop_of, index_of, (find, page_at, _) = (
         decode_share.make_stop(), tile_paged.make_index(), decode_loads.make_look_up(pages, early=True)
     )  # fmt: skip
 

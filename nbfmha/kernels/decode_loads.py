@@ -31,28 +31,45 @@ class Pages(NamedTuple):
     recent_tokens: Any
 
 
+def _make_table_of():
+    """Device function ``(where, slot) -> i64``: ``table_at`` of ``tile_paged.make_find_page``."""
+    from numba import cuda
+    from numba.core import types
+
+    i32, i64 = types.int32, types.int64
+
+    @cuda.jit(device=True, forceinline=True)
+    def table_of(where, slot):
+        return i64(slot) * i64(where.table_width) if where.paged != i32(0) else i64(-1) - i64(slot)
+
+    return table_of
+
+
 def make_look_up(pages: str, early: bool = False):
-    """Device functions ``table_of(where, slot) -> i64``: ``table_at`` of ``tile_paged.make_find_page``; and ``find(where,
-    slot, first_n, step_n, lane) -> (entry, place)`` of one of 32 of a warp's tiles, the first of them at ``first_n``,
-    ``step_n`` tokens from one to the next, for ``page_at(tables, entry) -> page``: a look-up takes as long as a load. As
-    far as the table goes, whatever the length: it may not be there yet. early: another kernel may be writing the tables."""
+    """Device functions ``find(where, slot, first_n, step_n, lane) -> (entry, place)`` of one of 32 of a warp's tiles, the
+    first of them at ``first_n``, ``step_n`` tokens from one to the next: a look-up takes as long as a load. As far as the
+    table goes, whatever the length: it may not be there yet. ``page_at(tables, entry) -> page``. ``look_up``, of what
+    ``find`` takes ``-> (page, place)``: both. early: another kernel may be writing the tables."""
     from numba import cuda
     from numba.core import types
 
     from nbfmha.kernels import tile_paged
 
-    u32, i32, i64, (entry_of, page_at) = types.uint32, types.int32, types.int64, tile_paged.make_find_page(pages, early)
-
-    @cuda.jit(device=True, forceinline=True)
-    def table_of(where, slot):
-        return i64(slot) * i64(where.table_width) if where.paged != i32(0) else i64(-1) - i64(slot)
+    u32, i32, table_of, (entry_of, page_at) = (
+        types.uint32, types.int32, _make_table_of(), tile_paged.make_find_page(pages, early)
+    )  # fmt: skip
 
     @cuda.jit(device=True, forceinline=True)
     def find(where, slot, first_n, step_n, lane):
         token = min(u32(u32(first_n) + u32(step_n) * u32(lane)), u32(where.table_tokens - u32(1)))
         return entry_of(table_of(where, slot), where.page_size, i32(token))
 
-    return table_of, find, page_at
+    @cuda.jit(device=True, forceinline=True)
+    def look_up(where, slot, first_n, step_n, lane):
+        entry, place = find(where, slot, first_n, step_n, lane)
+        return page_at(where.tables, entry), place
+
+    return find, page_at, look_up
 
 
 def make_loads(head_dim: int, memory: Memory, pages: str, recall):
@@ -80,8 +97,8 @@ def make_loads(head_dim: int, memory: Memory, pages: str, recall):
     load_shared, store_shared, unknown, shuffle, commit = (
         dev.ld_shared_u32, dev.st_shared_u32, dev.unknown_u32, dev.shfl_sync_idx_b32, dev.cp_async_commit_group
     )  # fmt: skip
-    (table_of, _, _), index_of, (load_k_tile, load_v_tile) = (
-        make_look_up(pages), tile_paged.make_index(), tile_paged.make_load_tile(memory.stage, pages)
+    table_of, index_of, (load_k_tile, load_v_tile) = (
+        _make_table_of(), tile_paged.make_index(), tile_paged.make_load_tile(memory.stage, pages)
     )  # fmt: skip
     load_sixteen = decode_sixteen.make_load(head_dim, recall)
 

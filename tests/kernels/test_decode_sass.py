@@ -6,15 +6,15 @@ from itertools import pairwise
 import pytest
 
 from nbfmha.kernels.decode import decode_kernel
+from nbfmha.steady_loop import INSTRUCTION
 
-INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
 REGISTER = re.compile(r"\bR\d+\b")
 
 
 @pytest.fixture(scope="module", params=[4, 16])
 def code(request):
     sass = decode_kernel("dequant", 128, "bfloat16", 1, False, "tile", request.param).sass("sm_90a")
-    return [(found[1], found[2]) for found in INSTRUCTION.finditer(sass)]
+    return [(found[2], found[3]) for found in INSTRUCTION.finditer(sass)]
 
 
 def find(code, opcode, first=0):
