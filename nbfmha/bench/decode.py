@@ -5,7 +5,8 @@ Rows are timed three times: as replays of a CUDA graph, in which calls follow on
 small kernel of torch's ahead of every call, which counts with it; and called from Python. Ours begin while the kernel ahead
 of them still runs, on sm_90 and newer: among themselves they use each other's end, behind another kernel that one's. Every
 call of a run reads another set of sequences, as a model's layers do, so that nothing is in L2 when it is read: sets until
-they exceed L2 four times. Bandwidth counts 4.5 bits for every element of K and V (16 for the peers) and nothing else; the
+they exceed L2 four times. A graph has calls of all sets in turn until they have read 1 GB of NVFP4, as one of a decode step
+has those of all layers; what is between two graphs, 3 us on an H200, is then 1 % of them or less. Bandwidth counts 4.5 bits for every element of K and V (16 for the peers) and nothing else; the
 ceiling is torch's copy of 1 GiB, bytes read plus bytes written, in the same rounds.
 
 Ours runs on two caches, see ``CACHES``. The peers get contiguous K and V. FlashAttention runs twice: with torch's
@@ -42,8 +43,10 @@ RELATIVE_L2_BOUND = 0.25
 """Of each head against float32 attention. A head is one row here: most are at 0.1, the worst of thousands at 0.16; uniform
 weights at 0.8."""
 APPEND_SEQUENCES, APPEND_HEADS, APPEND_TOKENS = 64, 8, 16
+GRAPH_BYTES = 10**9
+"""Of NVFP4 that the calls of a graph read, at least."""
 REPLAYS = 4
-"""Between two events, at least: the GPU waits for the launch of the first one alone."""
+"""Between two events: the GPU waits for the launch of the first one alone."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Row:
 
     shape: Shape
     name: str
+    calls: int
+    """Of a graph."""
     graph_us: float
     behind_us: float
     """Behind a small kernel, and with it."""
@@ -215,30 +220,34 @@ def sets_of(torch, shape: Shape) -> int:
     return 4 * l2 // int(shape.elements * OUR_BITS / 8) + 1
 
 
+def order_of(shape: Shape, sets: int) -> list[int]:
+    """The set of each call of a graph: all of them in turn, as often as it takes to read ``GRAPH_BYTES``."""
+    return list(range(sets)) * math.ceil(GRAPH_BYTES / (sets * shape.elements * OUR_BITS / 8))
+
+
 def time_shape(torch, shape: Shape, *, rounds: int = 11) -> list[Row]:
     """Check and time every run of a shape, all in turn."""
     sets = sets_of(torch, shape)
     runs, errors = check(torch, shape, sets)
-    one = torch.zeros(1, device="cuda")
-    graphs = {name: _graph(torch, run, sets) for name, run in runs.items()}
-    behind = {name: _graph(torch, run, sets, lambda: one.add_(1)) for name, run in runs.items()}
+    order, one = order_of(shape, sets), torch.zeros(1, device="cuda")
+    graphs = {name: _graph(torch, run, order) for name, run in runs.items()}
+    behind = {name: _graph(torch, run, order, lambda: one.add_(1)) for name, run in runs.items()}
     copy = _copy(torch)
-    repeats = max(REPLAYS, math.ceil(10 / sets))
     replays = {name: graph.replay for name, graph in graphs.items()}
-    graph_ms = measure.median_ms({**replays, "copy": copy}, rounds=rounds, repeats=repeats)
+    graph_ms = measure.median_ms({**replays, "copy": copy}, rounds=rounds, repeats=REPLAYS)
     replays = {name: graph.replay for name, graph in behind.items()}
-    behind_ms = measure.median_ms(replays, rounds=rounds, repeats=repeats)
-    eager = {name: lambda run=run: [run(i) for i in range(sets)] for name, run in runs.items()}
-    eager_ms = measure.median_ms(eager, rounds=rounds, repeats=repeats)
+    behind_ms = measure.median_ms(replays, rounds=rounds, repeats=REPLAYS)
+    eager = {name: lambda run=run: [run(i) for i in order] for name, run in runs.items()}
+    eager_ms = measure.median_ms(eager, rounds=rounds, repeats=REPLAYS)
     # not right after the start, where calls of the first shape took the host longer than those of the others
     host = {name: measure.host_us(lambda run=runs[name]: run(0), launches=50, rounds=15) for name in CACHES}
     copy_tb_s = 2 * COPY_BYTES / graph_ms["copy"] / 1e9
-    per_call = {name: [1e3 * ms[name] / sets for ms in (graph_ms, behind_ms, eager_ms)] for name in runs}
+    per_call = {name: [1e3 * ms[name] / len(order) for ms in (graph_ms, behind_ms, eager_ms)] for name in runs}
     fastest = min(graph_us for name, (graph_us, _, _) in per_call.items() if name not in CACHES)
     rows = []
     for name in runs:
         bits = OUR_BITS if name in CACHES else PEER_BITS
-        rows.append(Row(shape, name, *per_call[name], bits, copy_tb_s, fastest, errors[name], host.get(name)))
+        rows.append(Row(shape, name, len(order), *per_call[name], bits, copy_tb_s, fastest, errors[name], host.get(name)))
     return rows
 
 
@@ -303,11 +312,11 @@ def _peers(torch, q, k, v, group: int) -> dict[str, Callable[[int], Any]]:
     return peers
 
 
-def _graph(torch, run: Callable[[int], Any], sets: int, ahead: Callable[[], Any] = lambda: None):
-    """A CUDA graph of one call a set, and of ``ahead`` ahead of each. Its outputs are its own: they are not read."""
+def _graph(torch, run: Callable[[int], Any], order: list[int], ahead: Callable[[], Any] = lambda: None):
+    """A CUDA graph of calls on these sets, and of ``ahead`` ahead of each. Its outputs are its own: they are not read."""
 
     def calls() -> None:
-        for i in range(sets):
+        for i in order:
             ahead()
             run(i)
 

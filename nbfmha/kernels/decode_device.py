@@ -114,7 +114,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     q_passes, find_queries, fetch_queries, fetch_mean, prepare_queries = decode_query.make_load_queries(
         head_dim, dtype, q_tiles, threads, not blockscale
     )
-    may_be_early, hint = dev.has_griddepcontrol, decode_hints.make_hint(head_dim, pages, q_passes)
+    may_be_early, peek, hint = dev.has_griddepcontrol, dev.ld_relaxed_gpu_global_s32, decode_hints.make_hint(head_dim, pages, q_passes)
     (_, page_at, look_up), (keep_pages, again, load_first, load_k, load_v, load_rows) = (
         decode_loads.make_look_up(pages), decode_loads.make_loads(head_dim, memory, pages, recall)
     )  # fmt: skip
@@ -225,6 +225,10 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
 
         kv_head, split, batch = i32(cuda.blockIdx.x), i32(cuda.blockIdx.y), i32(cuda.blockIdx.z)
         launch_dependents()
+        # few CTAs, in one wave: of more most have nothing to wait for, and hints cost them time
+        hints, likely = i32(0), i32(-1)
+        if whole and num_splits > i32(1) and paged != i32(0) and window_left >= i32(NO_LIMIT) and may_be_early() != u32(0):
+            hints, likely = i32(1), peek(seq_ids, i64(batch))  # before all else: CTAs that begin last have no time
         # what needs no memory: the kernel ahead may still run
         number, row_tile = i64(batch) * i64(cuda.gridDim.x) + i64(kv_head), i32(0)
         if row_tiles > i32(1):
@@ -245,11 +249,10 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         step_n, first_tile = i32(ahead * i32(TILE_N)), i32(warp * num_splits + split)
         begin = begin_of(i32(0), sink_tokens)
         first_n = i32(begin + first_tile * i32(TILE_N))
-        likely, entry, page_place = i32(-1), i64(0), i32(0)
-        # few CTAs, in one wave: of more most have nothing to wait for, and hints cost them time
-        if whole and num_splits > i32(1) and paged != i32(0) and window_left >= i32(NO_LIMIT) and may_be_early() != u32(0):
+        entry, page_place = i64(0), i32(0)
+        if hints != i32(0):
             likely, entry, page_place = hint(
-                seq_ids, lengths, where, q, k_mean, k_source, q_at, q_bytes, own, num_slots, first_n, step_n, split, thread,
+                likely, lengths, where, q, k_mean, k_source, q_at, q_bytes, own, num_slots, first_n, step_n, split, thread,
                 lane,
             )  # fmt: skip
         wait_for_others()  # no result depends on what was read before

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 
 def make_hint(head_dim: int, pages: str, passes: int):
-    """Device function ``(seq_ids: i32*, lengths: i32*, where, q: u8*, k_mean: u8*, source, q_at: i64[passes], q_bytes:
-    u32[passes], own, num_slots, first_n, step_n, split, thread, lane) -> (slot, entry, place)``: hints for K (``source``)
-    of the warp's first NVFP4 tile, at ``first_n``, and of the first split for the queries (``q_at``, ``q_bytes``: of
-    ``decode_query``) and km. where, source: of :mod:`decode_loads`; own: of :mod:`decode_rows`. For pages "tile" and
-    "tiles", and calls without a window: with one the first tile depends on the length.
+    """Device function ``(slot, lengths: i32*, where, q: u8*, k_mean: u8*, source, q_at: i64[passes], q_bytes: u32[passes],
+    own, num_slots, first_n, step_n, split, thread, lane) -> (slot, entry, place)``: hints for K (``source``) of the warp's
+    first NVFP4 tile, at ``first_n``, and of the first split for the queries (``q_at``, ``q_bytes``: of ``decode_query``)
+    and km. slot: of the sequence, as it seems to be; where, source: of :mod:`decode_loads`; own: of :mod:`decode_rows`.
+    For pages "tile" and "tiles", and calls without a window: with one the first tile depends on the length.
 
-    What it returns is the sequence's slot as it seemed to be, or -1, and what ``decode_loads.make_look_up`` finds there.
+    What it returns is the slot, or -1 if there is none such, and what ``decode_loads.make_look_up`` finds there.
     """
     from numba import cuda
     from numba.core import types
@@ -39,13 +39,13 @@ def make_hint(head_dim: int, pages: str, passes: int):
     @cuda.jit(device=True, forceinline=True)
     @unrolled
     def hint(
-        seq_ids, lengths, where, q, k_mean, source, q_at, q_bytes, own, num_slots, first_n, step_n, split, thread, lane
+        slot, lengths, where, q, k_mean, source, q_at, q_bytes, own, num_slots, first_n, step_n, split, thread, lane
     ):  # fmt: skip
         if split == i32(0):
             for i in unroll(passes):
                 if q_bytes[i] != u32(0):
                     prefetch(q, q_at[i])
-        slot, entry, place = peek(seq_ids, i64(own.batch)), i64(0), i32(0)
+        entry, place = i64(0), i32(0)
         if u32(slot) >= u32(num_slots):
             slot = i32(-1)
         else:

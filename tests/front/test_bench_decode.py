@@ -43,9 +43,17 @@ def test_sets_exceed_l2_four_times(shape, l2):
     assert (sets - 1) * bytes_ <= 4 * l2 < sets * bytes_
 
 
+@pytest.mark.parametrize("sets", [1, 2, 7])
+@pytest.mark.parametrize("shape", decode.SHAPES, ids=lambda shape: shape.title)
+def test_a_graph_reads_1_gb_and_every_set_as_often(shape, sets):
+    order, bytes_ = decode.order_of(shape, sets), shape.elements * 4.5 / 8
+    assert order == list(range(sets)) * (len(order) // sets)
+    assert (len(order) - sets) * bytes_ < 1e9 <= len(order) * bytes_
+
+
 def row(shape, name, graph_us, fastest_peer_us=50.0, **more):
     bits = decode.OUR_BITS if name in decode.CACHES else decode.PEER_BITS
-    return decode.Row(shape, name, graph_us, graph_us + 2.54, 2 * graph_us, bits, 3.0, fastest_peer_us, 0.07, **more)
+    return decode.Row(shape, name, 8, graph_us, graph_us + 2.54, 2 * graph_us, bits, 3.0, fastest_peer_us, 0.07, **more)
 
 
 def test_a_row_compares():
@@ -218,6 +226,7 @@ def plain_gpu(gpu):
 def test_on_a_gpu_a_small_shape_is_checked_and_timed(plain_gpu, monkeypatch, heads_kv):
     monkeypatch.setattr(decode, "sets_of", lambda torch, shape: 3)
     monkeypatch.setattr(decode, "COPY_BYTES", 1 << 24)
+    monkeypatch.setattr(decode, "GRAPH_BYTES", 1 << 20)
     rows = decode.time_shape(plain_gpu, decode.Shape(2, 4, heads_kv, 500, 64), rounds=1)
     packed = [decode.FLASH_PACKED] if heads_kv < 4 else []
     assert [row.name for row in rows if row.name != decode.CUDNN] == [*decode.CACHES, decode.FLASH, *packed]
@@ -225,6 +234,7 @@ def test_on_a_gpu_a_small_shape_is_checked_and_timed(plain_gpu, monkeypatch, hea
     assert all(0.01 < row.relative_l2 < decode.RELATIVE_L2_BOUND and row.host_us > 0 for row in ours)
     assert all(row.graph_us > 0 and row.behind_us > 0 and row.eager_us > 0 and row.copy_tb_s > 0 for row in rows)
     assert all(row.host_us is None and row.relative_l2 < compare.PEER_BOUND for row in rows[len(ours) :])
+    assert {row.calls for row in rows} == {9 if heads_kv == 2 else 6}, "1 MiB of three sets of 422 or 844 KiB"
     assert not plain_gpu.are_deterministic_algorithms_enabled(), "the setting is left as it was"
 
 

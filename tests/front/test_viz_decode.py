@@ -56,7 +56,7 @@ def test_bytes_against_length():
 
 def test_every_figure_of_the_rows_is_there():
     shape = decode.SHAPES[0]
-    ours = decode.Row(shape, decode.OURS, 20.0, 22.0, 90.0, decode.OUR_BITS, 3.0, 50.0, 0.1, 80.0)
+    ours = decode.Row(shape, decode.OURS, 8, 20.0, 22.0, 90.0, decode.OUR_BITS, 3.0, 50.0, 0.1, 80.0)
     peer = replace(ours, name=decode.FLASH, graph_us=50.0, bits=decode.PEER_BITS, host_us=None)
     other = replace(ours, shape=decode.SHAPES[4], graph_us=400.0, fastest_peer_us=1000.0)
     figure = viz.draw_decode_rows([ours, peer, other], "some GPU")
