@@ -114,7 +114,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     q_passes, find_queries, fetch_queries, fetch_mean, prepare_queries = decode_query.make_load_queries(
         head_dim, dtype, q_tiles, threads, not blockscale
     )
-    may_be_early, peek, hint = dev.has_griddepcontrol, dev.ld_relaxed_gpu_global_s32, decode_hints.make_hint(head_dim, pages, q_passes)
+    may_be_early, peek, hint = (
+        dev.has_griddepcontrol, dev.ld_relaxed_gpu_global_s32, decode_hints.make_hint(head_dim, pages, q_passes)
+    )  # fmt: skip
     (_, page_at, look_up), (keep_pages, again, load_first, load_k, load_v, load_rows) = (
         decode_loads.make_look_up(pages), decode_loads.make_loads(head_dim, memory, pages, recall)
     )  # fmt: skip
@@ -228,7 +230,8 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         # few CTAs, in one wave: of more most have nothing to wait for, and hints cost them time
         hints, likely = i32(0), i32(-1)
         if whole and num_splits > i32(1) and paged != i32(0) and window_left >= i32(NO_LIMIT) and may_be_early() != u32(0):
-            hints, likely = i32(1), peek(seq_ids, i64(batch))  # before all else: CTAs that begin last have no time
+            # before all else: CTAs that begin last have no time to wait for it
+            hints, likely = i32(1), peek(seq_ids, i64(batch))
         # what needs no memory: the kernel ahead may still run
         number, row_tile = i64(batch) * i64(cuda.gridDim.x) + i64(kv_head), i32(0)
         if row_tiles > i32(1):

@@ -30,6 +30,15 @@ def target(code, load):
     return REGISTER.search(code[load][1])[0]
 
 
+def test_the_slot_is_asked_for_before_all_else(code):
+    """CTAs that begin when the call ahead merges its splits have no time for the 125 instructions that came before it."""
+    (wait,) = find(code, "ACQBULK")
+    slot, *others = find(code[:wait], "LDG")
+    assert slot < 50
+    assert len(others) == 2, "length and page"
+    assert target(code, slot) in read_between(code, slot, others[0])
+
+
 def test_what_does_not_depend_on_each_other_is_asked_for_together(code):
     """After the wait: slot, length and page where the slot was read early; else length and page, once the slot is there. An
     instruction that a predicate skips waits for its operands too."""
