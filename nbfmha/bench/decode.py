@@ -1,14 +1,14 @@
 """``nbfmha bench decode``: one query token of each sequence on a paged NVFP4 KV cache, beside torch's FlashAttention and
 cuDNN on the same keys and values in bfloat16, in turn in one process.
 
-Rows are timed three times: as replays of a CUDA graph, in which calls follow one another without the host; the same
-with a small kernel of torch's ahead of every call, which counts with it; and called from Python. Ours begin while the
-kernel ahead of them still runs, on sm_90 and newer: among themselves they use each other's end, behind another kernel
-that one's. Every call of a run reads another set of sequences, as a model's layers do, so that nothing is in L2 when it
-is read: sets until they exceed L2 four times. A graph has calls of all sets in turn until they have read 1 GB of NVFP4,
-as one of a decode step has those of all layers; what is between two graphs, 3 us on an H200, is then 1 % of them or
-less. Bandwidth counts 4.5 bits for every element of K and V (16 for the peers) and nothing else; the ceiling is torch's
-copy of 1 GiB, bytes read plus bytes written, in the same rounds.
+Rows are timed three times: as replays of a CUDA graph, in which calls follow one another without the host; the same with a
+small kernel of torch's ahead of every call, which counts with it; and called from Python. Ours begin while the kernel ahead
+of them still runs, on sm_90 and newer: among themselves they use each other's end, behind another kernel that one's. Every
+call of a run reads another set of sequences, as a model's layers do, so that nothing is in L2 when it is read: sets until
+they exceed L2 four times. A graph has calls of all sets in turn until they have read 1 GB of NVFP4, as one of a decode step
+has those of all layers; what is between two graphs, 3 us on an H200, is then 1 % of them or less. Bandwidth counts 4.5 bits
+for every element of K and V (16 for the peers) and nothing else; the ceiling is torch's copy of 1 GiB, bytes read plus
+bytes written, in the same rounds.
 
 Ours runs on two caches, see ``CACHES``. The peers get contiguous K and V. FlashAttention runs twice: with torch's
 ``enable_gqa``, and with the heads that share K and V as so many queries of one head, which reads K and V once; the faster
@@ -64,6 +64,11 @@ class Shape:
     def elements(self) -> int:
         """Of K and V."""
         return 2 * self.batch * self.heads_kv * self.length * self.head_dim
+
+    @property
+    def nvfp4_bytes(self) -> int:
+        """Of K and V in NVFP4."""
+        return int(self.elements * OUR_BITS / 8)
 
     @property
     def title(self) -> str:
@@ -218,12 +223,12 @@ def make_cache(torch, k: Any, v: Any, chunk: int = 1024, **windows: int) -> tupl
 def sets_of(torch, shape: Shape) -> int:
     """Sets of sequences whose NVFP4 exceeds L2 four times."""
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
-    return 4 * l2 // int(shape.elements * OUR_BITS / 8) + 1
+    return 4 * l2 // shape.nvfp4_bytes + 1
 
 
 def order_of(shape: Shape, sets: int) -> list[int]:
     """The set of each call of a graph: all of them in turn, as often as it takes to read ``GRAPH_BYTES``."""
-    return list(range(sets)) * math.ceil(GRAPH_BYTES / (sets * shape.elements * OUR_BITS / 8))
+    return list(range(sets)) * math.ceil(GRAPH_BYTES / (sets * shape.nvfp4_bytes))
 
 
 def time_shape(torch, shape: Shape, *, rounds: int = 11) -> list[Row]:
