@@ -65,7 +65,7 @@ class Plan:
         parts, tickets = (), None
         if shapes := kernels.part_shapes(layout, problem, splits):
             sizes = [math.prod(shape) for shape in shapes]
-            room, tickets = room_of(arrays, q, sum(sizes)).data_ptr(), tickets_of(arrays, q, splits.ctas)
+            room, tickets = room_of(arrays, q, sum(sizes)).data_ptr(), tickets_of(arrays, q, splits.teams)
             parts = room, room + 4 * sizes[0]
         launch = kernels.launch_of(
             _Q, layout, arrays, _SEQ_IDS, problem, splits, implementation=implementation, out=_OUT,
@@ -140,7 +140,7 @@ def keep(
 ) -> None:
     """Keep the plan of a call that has passed all checks, for as long as the arrays live; not of one that is captured,
     whose tickets may be the graph's."""
-    if not splits.ctas or not isinstance(arrays, CacheArrays) or is_capturing(q):
+    if not splits.teams or not isinstance(arrays, CacheArrays) or is_capturing(q):
         return
     plans = _plans.setdefault(arrays, {})
     if len(plans) >= SIZE:

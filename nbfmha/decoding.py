@@ -74,7 +74,7 @@ def decode(
             never falls back.
         return_lse: also return the LSE, float32 (batch, num_heads_q, q_len), natural logarithms.
         out: an array like q to write to, in memory of its own.
-        num_splits: CTAs that share the tokens of one sequence and head; None: as many as fill the GPU.
+        num_splits: how many parts of the GPU share the tokens of one sequence and head; None: as many as fill the GPU.
 
     A query that sees no token gets 0 and an LSE of -inf (its sink where there is one). The work is queued on the library's
     current stream; nothing waits for the GPU, but for the copy of a list or of NumPy's ``sinks``.
@@ -117,7 +117,7 @@ def decode(
         layout, problem, max_length, num_splits, implementation=name, target=place.target,
         multiprocessors=_multiprocessors(place),
         # an emulated machine has no time to win, and each number of warps is a kernel to compile
-        cta_warps=sizes.CTA_WARPS[:1] if place.kind == "emulated" else sizes.CTA_WARPS,
+        team_warps=sizes.TEAM_WARPS[:1] if place.kind == "emulated" else sizes.TEAM_WARPS,
     )  # fmt: skip
     if problem.batch > sizes.MAX_BATCH:
         raise ValueError(message("q", f"of at most {sizes.MAX_BATCH} sequences", problem.batch, "split the batch"))
@@ -135,7 +135,7 @@ def decode(
         if overlap(out, q):
             raise ValueError(message("out", "in memory of its own", "memory that it shares with q"))
     lse = gpu_arrays.empty(q, (shape[0], shape[2], shape[1]), "float32") if return_lse else None
-    tickets = tickets_of(arrays, q, splits.ctas) if splits.num_splits > 1 else None
+    tickets = tickets_of(arrays, q, splits.teams) if splits.num_splits > 1 else None
     kernels.decode(
         q, layout, arrays, seq_ids, problem, splits, implementation=name, out=out, tickets=tickets, lse=lse, sinks=sinks
     )

@@ -30,14 +30,14 @@ SIGNATURE = (
 @functools.cache
 def decode_kernel(
     implementation: str, head_dim: int, dtype: str = "float16", q_tiles: int = 1, general: bool = False,
-    pages: str = "tile", warps: int = 4,
+    pages: str = "tile", warps: int = 4, teams: int = 1,
 ) -> Kernel:
     """The kernel for these constants, see ``make_decode``."""
     constants = {
         "implementation": implementation, "head_dim": head_dim, "dtype": dtype, "q_tiles": q_tiles, "general": general,
-        "pages": pages, "warps": warps,
+        "pages": pages, "warps": warps, "teams": teams,
     }  # fmt: skip
-    bounds = 32 * warps, RESIDENT_WARPS[head_dim, q_tiles] // warps
+    bounds = 32 * warps * teams, RESIDENT_WARPS[head_dim, q_tiles] // (warps * teams)
     return Kernel(make_decode, SIGNATURE, constants, launch_bounds=bounds, programmatic=True)
 
 
@@ -63,7 +63,7 @@ def launch_of(
     parts: Sequence[Any],
     tickets: Any,
 ) -> Launch:
-    """What one pass queues. parts: arrays of ``part_shapes``, and tickets: int32 zeros, ``splits.ctas`` or more, which are
+    """What one pass queues. parts: arrays of ``part_shapes``, and tickets: int32 zeros, ``splits.teams`` or more, which are
     zeros again afterwards; with one split () and None. The others as in ``decode``."""
     group, head_dim = problem.qhead_per_kvhead, layout.head_dim
     rows = problem.seqlen_q * group
@@ -81,11 +81,14 @@ def launch_of(
     arguments = tuple(0 if argument is None else argument for argument in given)
     general = problem.softcap is not None or problem.softmax_scale <= 0
     pages = pages_of(layout.page_size)
-    kernel = decode_kernel(implementation, head_dim, layout.dtype, q_tiles, general, pages, warps)
-    smem_bytes = Memory(implementation, head_dim, q_tiles).bytes(warps)
+    teams = splits.teams_a_cta
+    kernel = decode_kernel(implementation, head_dim, layout.dtype, q_tiles, general, pages, warps, teams)
+    smem_bytes = teams * Memory(implementation, head_dim, q_tiles).bytes(warps)
     # heads first: their parts of a page are neighbours in memory
-    grid = splits.ctas // problem.batch, splits.num_splits, problem.batch
-    return Launch(kernel, grid, (32 * warps,), arguments, smem_bytes)
+    grid = splits.teams // problem.batch, splits.num_splits, problem.batch
+    if teams > 1:
+        grid = splits.teams // teams, splits.num_splits, 1
+    return Launch(kernel, grid, (32 * warps * teams,), arguments, smem_bytes)
 
 
 def decode(
@@ -109,7 +112,7 @@ def decode(
     perhaps ``lengths``, else None. sinks: float32 (num_heads_q,) or None. ``problem``: its bounds, scale and softcap.
     tickets: as in ``launch_of``.
     """
-    if not splits.ctas:
+    if not splits.teams:
         return
     parts = [gpu_arrays.empty_for_parts(q, shape) for shape in part_shapes(layout, problem, splits)]
     given = {"implementation": implementation, "out": out, "lse": lse, "sinks": sinks, "parts": parts}

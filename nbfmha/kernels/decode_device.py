@@ -2,11 +2,15 @@
 
     S = softmax_scale (Q K^T + q . km),  O = softmax(S) V,  LSE = log sum exp(S)
 
-CTA: one sequence, one head of K and V, one split, and 8, 16 or 32 rows; a row is one query token of one of the heads that
-share K and V (:mod:`decode_rows`). Every warp has all rows and tiles of 64 tokens of its own, so that each element of the
-cache is read and widened once for these rows; the warps' results meet in shared memory at the end. With more than one
-split each writes its (out, LSE) in f32, and the CTA of these rows that is done last merges them (:mod:`decode_end`); a
-split without tokens writes an LSE of -inf. The grid is (heads of K and V times tiles of rows, splits, sequences).
+Team, of 4, 8 or 16 warps: one sequence, one head of K and V, one split, and 8, 16 or 32 rows; a row is one query token of
+one of the heads that share K and V (:mod:`decode_rows`). Every warp has all rows and tiles of 64 tokens of its own, so that
+each element of the cache is read and widened once for these rows; the warps' results meet in shared memory at the end. With
+more than one split each writes its (out, LSE) in f32, and the team of these rows that is done last merges them
+(:mod:`decode_end`); a split without tokens writes an LSE of -inf.
+
+CTA: one, two or four teams, with nothing in common but barriers (``decode_sizes.teams_of`` says what for). The grid is
+(heads of K and V times tiles of rows, splits, sequences); with several teams (all of these but the splits, by the number of
+teams; splits).
 
 ==============  ====================================================================================================
 NVFP4 tile      ``cp.async`` by each warp to one place for K and one for V: K of its next tile comes while V is computed
@@ -21,8 +25,8 @@ scores          of NVFP4 tiles without q . km, which all tokens of a row share; 
 
 Lengths, tables and slots are read here, on the device, which divides each sequence (:mod:`decode_share`): a launch depends
 on them through the number of splits alone, and a sequence longer than the host thought makes its splits longer. smem,
-dynamic: Q as it came, Q in f16 and the order of the codes (or its codes), q . km, K and V of each warp. ``dequant`` needs
-sm_80, ``blockscale`` sm_120a. head_dim 64, 128, 256.
+dynamic, of each team: Q as it came, Q in f16 and the order of the codes (or its codes), q . km, K and V of each warp.
+``dequant`` needs sm_80, ``blockscale`` sm_120a. head_dim 64, 128, 256.
 
 Few rows leave the registers to sixteen warps an SM, whose loads and whose dependent instructions hide each other's waits;
 one place for K and one for V a warp is then enough to have 70 KiB of an SM on their way at any time. What comes before the
@@ -52,7 +56,7 @@ from nbfmha.kernels.decode_frame import (
 )
 from nbfmha.kernels.decode_loads import Pages, Source
 from nbfmha.kernels.decode_merge import LOG2E
-from nbfmha.kernels.decode_rows import Q_TILE, Rows
+from nbfmha.kernels.decode_rows import Q_TILE
 from nbfmha.kernels.decode_sizes import Memory
 from nbfmha.kernels.paged_products import FACTORS, UNIT
 from nbfmha.kv_layout import BLOCK
@@ -60,11 +64,13 @@ from nbfmha.problem import NO_LIMIT
 from nbfmha.recipe import TILE_N
 
 
-def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, pages: str, warps: int):
+def make_decode(
+    implementation: str, head_dim: int, dtype: str, q_tiles: int, general: bool, pages: str, warps: int, teams: int
+):
     """Kernel ``decode(out, ...)``: arguments as ``decode.SIGNATURE`` lists them.
 
     general: scores need more than one positive factor (softcap, or softmax_scale <= 0). pages: one of
-    ``tile_paged.PAGES``. warps: of a CTA.
+    ``tile_paged.PAGES``. warps: of a team. teams: of a CTA.
     """
     from numba import cuda
     from numba.core import types
@@ -98,16 +104,17 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
     )  # fmt: skip
     blockscale, memory = implementation == "blockscale", Memory(implementation, head_dim, q_tiles)
     threads, whole, n_factors = 32 * warps, pages != "blocks", len(FACTORS)
-    cta_rows, c_tiles, m_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 16, head_dim // 64
+    team_rows, c_tiles, m_tiles, k_steps = Q_TILE * q_tiles, head_dim // 16, TILE_N // 16, head_dim // 64
     at_q_tile, at_shifts, at_mean, at_frame, at_warps, at_v, at_pages, warp_bytes = (
         memory.q_tile, memory.shifts, memory.mean, memory.frame, memory.warps, memory.stage.v, memory.pages,
         memory.warp_bytes,
     )  # fmt: skip
-    codes_bytes = cta_rows * head_dim // 2
+    team_bytes, codes_bytes = memory.bytes(warps), team_rows * head_dim // 2
     k_unit = 1.0 if blockscale else UNIT
 
     keep, recall, recall_factors = decode_frame.make_frame()
     find_bounds, (shift_of, _) = decode_rows.make_find_bounds(recall), decode_rows.make_shifts(general)
+    find_team, rows_of = decode_rows.make_find_rows(team_rows, threads, teams)
     token_of, begin_of, stop_of, share = (
         decode_rows.make_token_of(), decode_share.make_begin(), decode_share.make_stop(), decode_share.make_share()
     )  # fmt: skip
@@ -218,14 +225,16 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         v_recent, k_sinks, v_sinks, out, lse, part, part_lse, sinks, tickets, has_lse, has_sinks, batch_size, num_slots,
         softmax_scale, cap,
     ):  # fmt: skip
+        team, thread, batch, pair, pairs, split = find_team(num_heads_kv, row_tiles)
         plain = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
+        if teams > 1:
+            plain += u32(team * i32(team_bytes))
         own_q, shifts, frame = plain + u32(at_q_tile), plain + u32(at_shifts), plain + u32(at_frame)
         mean, pool = plain + u32(at_mean), plain + u32(at_warps)
-        thread = i32(unknown(u32(cuda.threadIdx.x)))
+        thread = i32(unknown(u32(thread)))
         lane, warp = i32(thread & i32(31)), i32(thread >> i32(5))
         stage = unknown(pool + u32(warp_bytes) * u32(warp))
 
-        kv_head, split, batch = i32(cuda.blockIdx.x), i32(cuda.blockIdx.y), i32(cuda.blockIdx.z)
         launch_dependents()
         # few CTAs, in one wave: of more most have nothing to wait for, and hints cost them time
         hints, likely = i32(0), i32(-1)
@@ -233,14 +242,11 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             # before all else: CTAs that begin last have no time to wait for it
             hints, likely = i32(1), peek(seq_ids, i64(batch))
         # what needs no memory: the kernel ahead may still run
-        number, row_tile = i64(batch) * i64(cuda.gridDim.x) + i64(kv_head), i32(0)
-        if row_tiles > i32(1):
-            row_tile, kv_head = i32(u32(kv_head) % u32(row_tiles)), i32(u32(kv_head) // u32(row_tiles))
-        first_row, rows, heads = i32(row_tile * i32(cta_rows)), i32(q_len * group), i32(num_heads_kv * group)
+        own = rows_of(batch, pair, pairs, num_heads_kv, row_tiles, group, q_len)
+        kv_head, first_row = own.kv_head, own.first_row
         q_to = cuda.local.array(q_passes, u32)
         q_at = cuda.local.array(q_passes, i64)
         q_bytes = cuda.local.array(q_passes, u32)
-        own = Rows(number, batch, kv_head, first_row, rows, group, q_len, heads)
         find_queries(q_to, q_at, q_bytes, own, plain, thread)
         first_token, table_tokens = token_of(first_row, group, q_len), u32(page_size)
         if paged != i32(0):
@@ -289,7 +295,7 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
         if whole and first_n < stop and sink_tokens < stop:
             load_first(stage, k_source, page, page_place, kv_head, where, lane)
         commit()
-        all_rows = u32(batch_size * q_len * heads)
+        all_rows = u32(batch_size * q_len * own.heads)
         position = i32(length - q_len)
         first_position = i32(position + first_token)
         stop_n, sink_stop, sink_tiles, ring_first, sixteen = share(
@@ -395,6 +401,9 @@ def make_decode(implementation: str, head_dim: int, dtype: str, q_tiles: int, ge
             commit()
             tile = next_tile
 
+        if teams > 1:  # found once more, not kept through the loop
+            _, thread, batch, pair, pairs, split = find_team(num_heads_kv, row_tiles)
+            own = rows_of(batch, pair, pairs, num_heads_kv, row_tiles, group, q_len)
         stats = stage + u32(at_pages) + stats_of(u32(warp) // u32(warps // parts))
         store_result(stage, stats, acc_o, row_max, row_sum, lane)
         result = Result(out, lse, part, part_lse, sinks, tickets, has_lse, has_sinks)

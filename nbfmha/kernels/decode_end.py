@@ -1,4 +1,4 @@
-"""The end of a CTA of the decode kernel: rows of its warps' results, and, by the CTA that is done last, of the splits'.
+"""The end of a team of the decode kernel: rows of its warps' results, and, by the team that is done last, of the splits'.
 
 Nothing hides what happens here, and all warps do it at once: what a thread needs is worked out before the barrier at which
 most warps wait.
@@ -32,7 +32,7 @@ def make_end(memory: Memory, dtype: str, general: bool, warps: int):
     lane)`` of all threads, each warp's result being in its place of ``pool``, as ``out_columns`` leaves it.
 
     result: ``Result``; own: ``decode_rows.Rows``; plain, shifts: addresses as in ``Memory``, of which ``plain`` is free.
-    With splits each CTA writes its own as f32 to ``part``, and the last one of these rows reads them all.
+    With splits each team writes its own as f32 to ``part``, and the last one of these rows reads them all.
     """
     from numba import cuda
     from numba.core import types
@@ -47,7 +47,7 @@ def make_end(memory: Memory, dtype: str, general: bool, warps: int):
     )  # fmt: skip
     shuffle = dev.shfl_sync_idx_b32
     head_dim, q_tiles, warp_bytes, at_pages = memory.head_dim, memory.q_tiles, memory.warp_bytes, memory.pages
-    cta_rows, chunks, step = Q_TILE * q_tiles, head_dim // 4, 32 * warps // decode_merge.parts_of(warps)
+    team_rows, chunks, step = Q_TILE * q_tiles, head_dim // 4, 32 * warps // decode_merge.parts_of(warps)
     places_of, (_, shift2_of) = decode_rows.make_places_of(), decode_rows.make_shifts(general)
     first_item, place_of_item, part_of, meet = decode_merge.make_items(head_dim, warps)
     gather_warps, finish = (
@@ -71,7 +71,7 @@ def make_end(memory: Memory, dtype: str, general: bool, warps: int):
     @cuda.jit(device=True, forceinline=True)
     def end(result, own, pool, plain, shifts, split, num_splits, all_rows, softmax_scale, cap, thread, lane):
         partial = num_splits > i32(1)
-        items = i32(i32(min(i32(cta_rows), i32(own.rows - own.first_row))) * i32(chunks))
+        items = i32(i32(min(i32(team_rows), i32(own.rows - own.first_row))) * i32(chunks))
         item, own_part, has_sink = first_item(thread), part_of(lane), result.has_sinks != i32(0) and not partial
         target, target_lse = result.part if partial else result.out, result.part_lse if partial else result.lse
         row, chunk = place_of_item(item)

@@ -1,4 +1,4 @@
-"""What a CTA of the decode kernel seldom needs, in words of shared memory instead of registers, which are scarce."""
+"""What a team of the decode kernel seldom needs, in words of shared memory instead of registers, which are scarce."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a CTA of the decode kernel asks L2 for before the kernel ahead of it in the stream is done.
+"""What a team of the decode kernel asks L2 for before the kernel ahead of it in the stream is done.
 
 Slot, length and page are read as they seem to be: that kernel may yet write them. Nothing but addresses follows from them,
 none of which lies outside the cache: of hints, and of what is read again after the wait, where another slot than before

@@ -1,4 +1,4 @@
-"""The ends of the decode kernel: results of the warps of a CTA merged, and those of the splits of a row.
+"""The ends of the decode kernel: results of the warps of a team merged, and those of the splits of a row.
 
     lse = log(sum of exp(lse_s) [+ exp(sink)]),  out = sum of exp(lse_s - lse) out_s
 
@@ -17,7 +17,7 @@ LOG2E = 1.4426950408889634
 
 
 def parts_of(warps: int) -> int:
-    """Lanes that share the results of a CTA's warps, or of the splits: four warps each."""
+    """Lanes that share the results of a team's warps, or of the splits: four warps each."""
     return max(warps // 4, 1)
 
 
@@ -37,7 +37,7 @@ def make_stats_of(q_tiles: int):
 
 
 def make_items(head_dim: int, warps: int):
-    """Device functions of how rows and chunks of four channels are shared by a CTA's threads:
+    """Device functions of how rows and chunks of four channels are shared by a team's threads:
 
     ``first(thread) -> i32``: the lane's first item; its next ones are ``32 * warps / parts`` further each. ``place(item) ->
     (row, chunk)``. ``part(lane) -> i32``: which results it has; ``meet(values: f32[4], state: f32[2])``: (maximum, sum) and

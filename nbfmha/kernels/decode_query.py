@@ -1,4 +1,4 @@
-"""Queries of one CTA of the decode kernel: rows of q, packed from query tokens and the heads that share K and V.
+"""Queries of a team of the decode kernel: rows of q, packed from query tokens and the heads that share K and V.
 
 In shared memory a row (:mod:`decode_rows`) has the pitch of :mod:`tile_16bit`; rows that there are none of are zeros.
 """

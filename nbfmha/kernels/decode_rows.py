@@ -1,4 +1,4 @@
-"""Rows of a CTA of the decode kernel: which of them a lane has, where they stand, what is added to their scores, what they
+"""Rows of a team of the decode kernel: which of them a lane has, where they stand, what is added to their scores, what they
 see. Row r is query token r / group of head ``kv_head * group + r % group``, so that neighbouring rows are neighbours in
 memory; a query tile has ``Q_TILE`` rows."""
 
@@ -13,8 +13,8 @@ Q_TILE = 8
 
 
 class Rows(NamedTuple):
-    """Rows of a CTA, i32: sequence, head of K and V, number of its first row among those of that head, how many those are;
-    heads that share one of K and V, query tokens and heads of the call. number: i64, of these rows among all CTAs of a
+    """Rows of a team, i32: sequence, head of K and V, number of its first row among those of that head, how many those are;
+    heads that share one of K and V, query tokens and heads of the call. number: i64, of these rows among all teams of a
     split."""
 
     number: Any
@@ -25,6 +25,44 @@ class Rows(NamedTuple):
     group: Any
     q_len: Any
     heads: Any
+
+
+def make_find_rows(team_rows: int, threads: int, teams: int):
+    """Device functions ``find_team(num_heads_kv, row_tiles) -> (team, thread, batch, pair, pairs, split)``: which team of
+    its CTA a thread is in, and its number there; and what that team has: ``pair`` is head of K and V times ``row_tiles``
+    and tile of rows, one of ``pairs`` of a sequence. ``rows_of(batch, pair, pairs, num_heads_kv, row_tiles, group, q_len)
+    -> Rows``. team_rows, threads: of a team; teams: of a CTA.
+
+    Teams of a CTA are as far apart as there are CTAs: those of a sequence that is longer than others are on many SMs.
+    The compiler does not know that ``find_team`` finds the same each time."""
+    from numba import cuda
+    from numba.core import types
+
+    from ptx_inline import device as dev
+
+    u32, i32, i64, unknown = types.uint32, types.int32, types.int64, dev.unknown_u32
+
+    @cuda.jit(device=True, forceinline=True)
+    def find_team(num_heads_kv, row_tiles):
+        thread, team = i32(cuda.threadIdx.x), i32(0)
+        pair, split, batch = i32(cuda.blockIdx.x), i32(cuda.blockIdx.y), i32(cuda.blockIdx.z)
+        if teams == 1:
+            return team, thread, batch, pair, i64(cuda.gridDim.x), split
+        thread = i32(unknown(u32(thread)))
+        team = i32(u32(thread) // u32(threads))
+        number, pairs = u32(team * i32(cuda.gridDim.x) + pair), i32(num_heads_kv * row_tiles)
+        batch = i32(number // u32(pairs))
+        return team, i32(thread - team * i32(threads)), batch, i32(number - u32(batch * pairs)), i64(pairs), split
+
+    @cuda.jit(device=True, forceinline=True)
+    def rows_of(batch, pair, pairs, num_heads_kv, row_tiles, group, q_len):
+        number, kv_head, row_tile = i64(batch) * pairs + i64(pair), pair, i32(0)
+        if row_tiles > i32(1):
+            row_tile, kv_head = i32(u32(kv_head) % u32(row_tiles)), i32(u32(kv_head) // u32(row_tiles))
+        first_row, rows, heads = i32(row_tile * i32(team_rows)), i32(q_len * group), i32(num_heads_kv * group)
+        return Rows(number, batch, kv_head, first_row, rows, group, q_len, heads)
+
+    return find_team, rows_of
 
 
 def make_token_of():
@@ -107,7 +145,7 @@ def make_find_bounds(recall):
 
 
 def _make_row_of():
-    """Device function ``(i, e, lane) -> u32``: which of the CTA's rows is column ``e`` of the lane's two of query tile
+    """Device function ``(i, e, lane) -> u32``: which of the team's rows is column ``e`` of the lane's two of query tile
     ``i``."""
     from numba import cuda
     from numba.core import types

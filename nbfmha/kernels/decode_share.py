@@ -1,4 +1,4 @@
-"""What a CTA of the decode kernel has to read, worked out on the device from the length of its sequence.
+"""What a team of the decode kernel has to read, worked out on the device from the length of its sequence.
 
 ==============  ====================================================================================================
 in 16 bits      tokens [.., sink_stop), unless a window hides them all, and [ring_first, length), in tiles of 16
@@ -18,7 +18,7 @@ from nbfmha.recipe import TILE_N
 
 def make_begin():
     """Device function ``(seen_from, sink_tokens) -> i32``: the first NVFP4 tile's first token, a multiple of 64. seen_from:
-    the first token that a row of the CTA sees, or any before the sinks' end."""
+    the first token that a row of the team sees, or any before the sinks' end."""
     from numba import cuda
     from numba.core import types
 
@@ -50,9 +50,9 @@ def make_share():
     """Device function ``(length, first_position, begin, stop, window_left, sink_tokens) -> (stop_n, sink_stop, sink_tiles,
     ring_first, sixteen)``.
 
-    first_position: of the first query of the CTA's rows. ``begin``: of ``make_begin``. NVFP4 tiles begin before ``stop_n``,
-    which is a multiple of 64 tokens behind ``begin``; then come ``sixteen`` tiles in 16 bits, of which the first
-    ``sink_tiles`` are sinks.
+    first_position: of the first query of the team's rows. ``begin``: of ``make_begin``. NVFP4 tiles begin before
+    ``stop_n``, which is a multiple of 64 tokens behind ``begin``; then come ``sixteen`` tiles in 16 bits, of which the
+    first ``sink_tiles`` are sinks.
     """
     from numba import cuda
     from numba.core import types

@@ -1,4 +1,4 @@
-"""How large a decode launch is: rows and warps of a CTA, its shared memory, and the splits of the sequences."""
+"""How large a decode launch is: rows and warps of a team, its shared memory, teams of a CTA, splits of the sequences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ RESIDENT_WARPS = {
     (64, 1): 16, (64, 2): 16, (64, 4): 8, (128, 1): 16, (128, 2): 12, (128, 4): 8, (256, 1): 8, (256, 2): 8
 }  # fmt: skip
 """Warps whose registers an SM holds at once, by head_dim and query tiles: 16 have 128 registers a thread, 12 168, 8 255."""
-CTA_WARPS = (4, 8, 16)
+TEAM_WARPS = (4, 8, 16)
+TEAMS = (4, 2, 1)
+"""Of a CTA."""
 MAX_BATCH = 65535
 """Sequences of a call: of a grid's z."""
 
@@ -51,22 +53,22 @@ Layout = CacheLayout | ContiguousLayout
 
 
 def q_tiles_of(head_dim: int, rows: int) -> int:
-    """Tiles of 8 rows that a CTA has, for so many rows of a head of K and V: more of them share the work for each element
+    """Tiles of 8 rows that a team has, for so many rows of a head of K and V: more of them share the work for each element
     of the cache, as far as their accumulators fit the registers."""
     most = 4 if head_dim <= 128 else 2
     return next((tiles for tiles in (1, 2) if rows <= Q_TILE * tiles), most)
 
 
 def row_tiles_of(head_dim: int, rows: int) -> int:
-    """CTAs that share so many rows."""
+    """Teams that share so many rows."""
     return -(-rows // (Q_TILE * q_tiles_of(head_dim, rows)))
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Dynamic shared memory of a CTA, in bytes: parts and offsets.
+    """Dynamic shared memory of a team, in bytes: parts and offsets. Those of a CTA lie one behind the other.
 
-    Q as it came; q_tile: Q for the NVFP4 tiles; shifts: q . km, f32; mean: km; frame: ``FRAME`` words of the CTA's own;
+    Q as it came; q_tile: Q for the NVFP4 tiles; shifts: q . km, f32; mean: km; frame: ``FRAME`` words of the team's own;
     then a place for each warp, in which K and V of its tile lie, and its result at the end.
     """
 
@@ -115,7 +117,7 @@ class Memory:
         return self.pages + 8 * 32
 
     def bytes(self, warps: int) -> int:
-        """Of a CTA of so many warps."""
+        """Of a team of so many warps: lines of 128, as its parts are."""
         return self.warps + warps * self.warp_bytes
 
 
@@ -125,7 +127,7 @@ def why_not(layout: Layout, rows: int, implementation: str, target: Target) -> s
         return f"the block-scale MMA needs sm_120a or sm_121a, this is {target}"
     if layout.head_dim not in HEAD_DIMS:
         return f"head_dim must be one of {', '.join(map(str, HEAD_DIMS))}, got {layout.head_dim}"
-    needed = Memory(implementation, layout.head_dim, q_tiles_of(layout.head_dim, rows)).bytes(min(CTA_WARPS))
+    needed = Memory(implementation, layout.head_dim, q_tiles_of(layout.head_dim, rows)).bytes(min(TEAM_WARPS))
     if needed > shared_limit(target.name):
         return f"needs {needed} bytes of shared memory a CTA, {target} has {shared_limit(target.name)}"
     return None
@@ -133,16 +135,36 @@ def why_not(layout: Layout, rows: int, implementation: str, target: Target) -> s
 
 @dataclass(frozen=True)
 class Splits:
-    """How a call is divided: CTAs of one split, splits, and warps of a CTA."""
+    """How a call is divided: teams of one split, splits, warps of a team, and teams of a CTA.
 
-    ctas: int
+    A team is what has one sequence, one head of K and V and one tile of rows, or a split of them.
+    """
+
+    teams: int
     num_splits: int
     warps: int
+    teams_a_cta: int = 1
 
 
 #: Microseconds, fitted to bench decode on an H200: a tile of each warp of an SM takes the first, and of every warp there
-#: the second besides; a CTA's beginning and end; a merge of splits, and each of them.
+#: the second besides; a team's beginning and end; a merge of splits, and each of them.
 _ROUND_US, _TILE_US, _ENDS_US, _MERGE_US, _SPLIT_US = 1.0, 0.22, 5.0, 1.0, 0.12
+
+
+def teams_of(teams: int, num_splits: int, resident: int, multiprocessors: int) -> int:
+    """Teams of a CTA, for so many ``teams`` of a split, of which an SM holds ``resident``: as many, if no SM has more of
+    them for it.
+
+    Of several CTAs an SM prefers the one that began first: of four alike one is done 6 % before the mean of them, the last
+    one 8 % behind it, and by itself it keeps neither SM nor memory busy (H200). Teams of one CTA go at one pace.
+    """
+    launched = teams * num_splits
+
+    def most(n: int) -> int:
+        """Of an SM, with ``n`` in a CTA."""
+        return n * -(-launched // (n * multiprocessors))
+
+    return next(n for n in TEAMS if n <= resident and teams % n == 0 and most(n) <= most(1))
 
 
 def choose_splits(
@@ -154,37 +176,38 @@ def choose_splits(
     implementation: str,
     target: Target,
     multiprocessors: int,
-    cta_warps: Sequence[int] = CTA_WARPS,
+    team_warps: Sequence[int] = TEAM_WARPS,
 ) -> Splits:
-    """Splits and warps a CTA for sequences of up to ``max_length`` tokens: those that a plain model of the time likes best,
-    in which CTAs come in waves, and the warps of an SM take a tile each in turn. A split has two tiles a warp at least.
-    ``cta_warps``: those to choose from. ``num_splits``: as many, if it is given. Every sequence is divided by its own
-    length, so that a ``max_length`` far above it costs splits without tokens, no more."""
+    """Splits and warps a team for sequences of up to ``max_length`` tokens: those that a plain model of the time likes
+    best, in which teams come in waves, and the warps of an SM take a tile each in turn. A split has two tiles a warp at
+    least. ``team_warps``: those to choose from. ``num_splits``: as many, if it is given. Every sequence is divided by its
+    own length, so that a ``max_length`` far above it costs splits without tokens, no more. Teams a CTA: of ``teams_of``.
+    """
     head_dim, rows = layout.head_dim, problem.seqlen_q * problem.qhead_per_kvhead
     q_tiles = q_tiles_of(head_dim, rows)
-    ctas = problem.batch * problem.num_heads_kv * row_tiles_of(head_dim, rows)
+    teams = problem.batch * problem.num_heads_kv * row_tiles_of(head_dim, rows)
     left, _ = problem.bounds
     quantised = layout.quantized_tokens(max_length)
     if left is not None:
         quantised = min(quantised, left + problem.seqlen_q + TILE_N)
     work = -(-quantised // TILE_N) + (layout.sink_tokens + layout.ring_tokens) // SIXTEEN
-    if num_splits is not None or not ctas:
-        return Splits(ctas, num_splits or 1, min(cta_warps))
+    if num_splits is not None or not teams:
+        return Splits(teams, num_splits or 1, min(team_warps))
     memory, limit = Memory(implementation, head_dim, q_tiles), shared_limit(target.name)
-    found = []  # (microseconds, splits, warps)
-    for warps in cta_warps:
+    found = []  # (microseconds, splits, warps, teams that an SM holds)
+    for warps in team_warps:
         own = memory.bytes(warps)
         # the driver keeps 1 KiB of each CTA's shared memory
         resident = min(RESIDENT_WARPS[head_dim, q_tiles] // warps, (limit + 1024) // (own + 1024))
         if own > limit or not resident:
             continue
         slots = multiprocessors * resident
-        for splits in range(1, max(1, min(-(-work // (2 * warps)), -(-2 * slots // ctas))) + 1):
-            launched = ctas * splits
+        for splits in range(1, max(1, min(-(-work // (2 * warps)), -(-2 * slots // teams))) + 1):
+            launched = teams * splits
             share = -(-work // splits)
-            ctas_there = min(resident, -(-launched // multiprocessors))
-            time = -(-share // warps) * _ROUND_US + share * ctas_there * _TILE_US + _ENDS_US
+            teams_there = min(resident, -(-launched // multiprocessors))
+            time = -(-share // warps) * _ROUND_US + share * teams_there * _TILE_US + _ENDS_US
             time *= -(-launched // slots)
-            found.append((time + (_MERGE_US + _SPLIT_US * splits if splits > 1 else 0.0), splits, warps))
-    _, splits, warps = min(found)
-    return Splits(ctas, splits, warps)
+            found.append((time + (_MERGE_US + _SPLIT_US * splits if splits > 1 else 0.0), splits, warps, resident))
+    _, splits, warps, resident = min(found)
+    return Splits(teams, splits, warps, teams_of(teams, splits, resident, multiprocessors))

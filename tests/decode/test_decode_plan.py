@@ -71,7 +71,7 @@ def test_a_repeated_call_launches_what_the_first_one_did(fake, options):
 
 
 def test_addresses_are_those_of_each_call(fake):
-    cache, kernel = make_cache(), make_decode("dequant", 64, "float16", 1, False, "tile", 4)
+    cache, kernel = make_cache(), make_decode("dequant", 64, "float16", 1, False, "tile", 4, 1)
     names = tuple(inspect.signature(kernel).parameters)
     for _ in range(2):
         q, slots, out, sinks = Tensor(SHAPE), ids(), Tensor(SHAPE), Tensor((4,), "torch.float32")
@@ -216,7 +216,7 @@ def test_scratch_serves_every_call_on_a_cache(fake, scratch_of):
 
 
 def test_calls_that_repeat_have_their_splits_results_in_one_place(fake):
-    cache, kernel = make_cache(), make_decode("dequant", 64, "float16", 1, False, "tile", 4)
+    cache, kernel = make_cache(), make_decode("dequant", 64, "float16", 1, False, "tile", 4, 1)
     names = tuple(inspect.signature(kernel).parameters)
     for _ in range(3):
         nbfmha.decode(Tensor(SHAPE), cache, ids(), num_splits=3)

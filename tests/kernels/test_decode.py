@@ -1,5 +1,6 @@
 """Decode against float64 attention on what the cache stands for: one body, on the emulator and on a GPU."""
 
+import dataclasses
 import re
 from types import SimpleNamespace
 
@@ -14,7 +15,15 @@ from nbfmha.dispatch import Unavailable
 from nbfmha.kernels import decode as kernels
 from nbfmha.kernels import decode_sizes, paged_products
 from nbfmha.kernels.decode import decode_kernel
-from nbfmha.kernels.decode_sizes import CTA_WARPS, RESIDENT_WARPS, Memory, choose_splits, q_tiles_of, why_not
+from nbfmha.kernels.decode_sizes import (
+    RESIDENT_WARPS,
+    TEAM_WARPS,
+    Memory,
+    choose_splits,
+    q_tiles_of,
+    teams_of,
+    why_not,
+)
 from nbfmha.kernels.softmax_columns import TOKENS
 from nbfmha.kv_layout import HEAD_DIMS, CacheLayout
 from nbfmha.problem import Problem
@@ -158,9 +167,29 @@ def test_each_sequence_is_divided_by_the_length_that_the_device_knows(device, ma
 
 
 @pytest.mark.parametrize("warps", [8, 16])
-def test_ctas_of_more_warps(device, warps, monkeypatch):
-    monkeypatch.setattr(decode_sizes, "CTA_WARPS", (warps,))
+def test_teams_of_more_warps(device, warps, monkeypatch):
+    monkeypatch.setattr(decode_sizes, "TEAM_WARPS", (warps,))
     assert_decoded(*run(device, Call((3000, 700, 33), heads=(2, 1), num_splits=None)))
+
+
+@pytest.mark.parametrize(
+    ("teams", "call"),
+    [
+        (2, Call((300, 1, 500), heads=(4, 2))),
+        (2, Call((300, 0, 1700), heads=(4, 2), num_splits=3)),  # teams whose warps have tiles, and some that have none
+        (2, Call((300, 170), q_len=3, heads=(48, 2), num_splits=2)),  # and tiles of rows
+        (4, Call((300, 65, 500, 40), page_size=16)),
+    ],
+    ids=str,
+)
+def test_several_teams_of_a_cta(device, teams, call, monkeypatch):
+    """They differ in sequence, head and tile of rows, and so in the length of their loops."""
+
+    def choose(*args, **options):
+        return dataclasses.replace(choose_splits(*args, **options), teams_a_cta=teams)
+
+    monkeypatch.setattr(decode_sizes, "choose_splits", choose)
+    assert_decoded(*run(device, call))
 
 
 @pytest.mark.gpu
@@ -366,17 +395,39 @@ def test_auto_and_emulated_take_what_the_machine_has(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("batch", "length", "splits", "warps"),
-    [(1, 32768, 16, 16), (16, 8192, 1, 16), (64, 4096, 1, 4), (40, 4096, 3, 4), (1, 2048, 5, 4), (1, 100, 1, 8)],
+    ("batch", "length", "splits", "warps", "teams"),
+    [
+        (1, 32768, 16, 16, 1),
+        (16, 8192, 1, 16, 1),
+        (64, 4096, 1, 4, 4),
+        (40, 4096, 3, 4, 4),
+        (1, 2048, 5, 4, 1),
+        (1, 100, 1, 8, 1),
+    ],
 )
-def test_splits_fill_an_h100(batch, length, splits, warps):
+def test_splits_fill_an_h100(batch, length, splits, warps, teams):
     layout = CacheLayout(8, 128, recent_tokens=64, sink_tokens=16)
     problem = Problem(batch, 32, 8, 1, 1, 128, causal=True)
     gpu = {"implementation": "dequant", "target": Target.parse("sm_90a"), "multiprocessors": 132}
     chosen = choose_splits(layout, problem, length, None, **gpu)
-    assert (chosen.ctas, chosen.num_splits, chosen.warps) == (8 * batch, splits, warps)
+    assert (chosen.teams, chosen.num_splits, chosen.warps, chosen.teams_a_cta) == (8 * batch, splits, warps, teams)
     sliding = Problem(batch, 32, 8, 1, 1, 128, causal=True, window=(100, 0))
     assert choose_splits(layout, sliding, length, None, **gpu).num_splits <= 2
+
+
+@pytest.mark.parametrize("resident", [1, 2, 4])
+@pytest.mark.parametrize("num_splits", [1, 3])
+def test_an_sm_has_no_more_teams_for_those_of_a_cta(resident, num_splits):
+    found = set()
+    for teams in range(1, 2000):
+        count = teams_of(teams, num_splits, resident, 132)
+        ctas, rest = divmod(teams * num_splits, count)
+        assert not rest
+        assert teams % count == 0
+        assert count <= resident
+        assert count * -(-ctas // 132) == -(-teams * num_splits // 132)
+        found.add(count)
+    assert found == {n for n in (1, 2, 4) if n <= resident}
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
@@ -384,7 +435,9 @@ def test_splits_fill_an_h100(batch, length, splits, warps):
 def test_every_gpu_has_the_shared_memory(head_dim, rows):
     layout = CacheLayout(1, head_dim)
     for implementation in ("blockscale", "dequant"):
-        assert Memory(implementation, head_dim, q_tiles_of(head_dim, rows)).bytes(min(CTA_WARPS)) <= shared_limit("sm_89")
+        memory = Memory(implementation, head_dim, q_tiles_of(head_dim, rows))
+        assert memory.bytes(min(TEAM_WARPS)) <= shared_limit("sm_89")
+        assert all(memory.bytes(warps) % 128 == 0 for warps in TEAM_WARPS), "teams lie one behind the other"
     assert why_not(layout, rows, "dequant", Target.parse("sm_86")) is None
 
 
@@ -438,3 +491,11 @@ def test_next_to_nothing_is_spilled(implementation, head_dim, q_tiles, target):
     if implementation == "dequant":
         # a tile's codes: 64 tokens of K and V, two elements a register and 32 lanes
         assert mix.opcodes["HMUL2"] >= 2 * head_dim
+
+
+@pytest.mark.parametrize("teams", [2, 4])
+def test_what_a_team_has_is_not_kept_through_the_loop(teams):
+    """Where it was, 24 bytes were spilled, and most of what teams are good for was lost."""
+    resources = decode_kernel("dequant", 128, "bfloat16", teams=teams).resources("sm_90a")
+    assert resources.spill_store_bytes == 0
+    assert resources.registers <= 128
