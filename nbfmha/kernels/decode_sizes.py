@@ -146,9 +146,9 @@ class Splits:
     teams_a_cta: int = 1
 
 
-#: Microseconds, fitted to bench decode on an H200: a tile of each warp of an SM takes the first, and of every warp there
-#: the second besides; a team's beginning and end; a merge of splits, and each of them.
-_ROUND_US, _TILE_US, _ENDS_US, _MERGE_US, _SPLIT_US = 1.0, 0.22, 5.0, 1.0, 0.12
+#: Microseconds, fitted to 30 shapes on an H200 (bench/HISTORY.md): a tile of each warp of an SM takes the first, and of
+#: every warp there the second besides; a team's beginning and end; a merge of splits, and each of them.
+_ROUND_US, _TILE_US, _ENDS_US, _MERGE_US, _SPLIT_US = 1.36, 0.184, 0.8, 3.93, 0.073
 
 
 def teams_of(teams: int, num_splits: int, resident: int, multiprocessors: int) -> int:
@@ -179,9 +179,10 @@ def choose_splits(
     team_warps: Sequence[int] = TEAM_WARPS,
 ) -> Splits:
     """Splits and warps a team for sequences of up to ``max_length`` tokens: those that a plain model of the time likes
-    best, in which teams come in waves, and the warps of an SM take a tile each in turn. A split has two tiles a warp at
-    least. ``team_warps``: those to choose from. ``num_splits``: as many, if it is given. Every sequence is divided by its
-    own length, so that a ``max_length`` far above it costs splits without tokens, no more. Teams a CTA: of ``teams_of``.
+    best, in which teams come in waves, and the warps of an SM take a tile each in turn. A split has a tile a warp at
+    least, and all of them are there at once. ``team_warps``: those to choose from. ``num_splits``: as many, if it is
+    given. Every sequence is divided by its own length, so that a ``max_length`` far above it costs splits without tokens,
+    no more. Teams a CTA: of ``teams_of``.
     """
     head_dim, rows = layout.head_dim, problem.seqlen_q * problem.qhead_per_kvhead
     q_tiles = q_tiles_of(head_dim, rows)
@@ -202,11 +203,11 @@ def choose_splits(
         if own > limit or not resident:
             continue
         slots = multiprocessors * resident
-        for splits in range(1, max(1, min(-(-work // (2 * warps)), -(-2 * slots // teams))) + 1):
+        for splits in range(1, max(1, min(work // warps, slots // teams)) + 1):
             launched = teams * splits
-            share = -(-work // splits)
+            share = work / splits
             teams_there = min(resident, -(-launched // multiprocessors))
-            time = -(-share // warps) * _ROUND_US + share * teams_there * _TILE_US + _ENDS_US
+            time = max(share / warps, 1) * _ROUND_US + share * teams_there * _TILE_US + _ENDS_US
             time *= -(-launched // slots)
             found.append((time + (_MERGE_US + _SPLIT_US * splits if splits > 1 else 0.0), splits, warps, resident))
     _, splits, warps, resident = min(found)
