@@ -255,7 +255,8 @@ def make_decode(
         v_source = Source(v_codes, v_scales, v_sinks, v_recent)
         where = Pages(tables, paged, page_size, table_width, table_tokens, num_heads_kv, sink_tokens, recent_tokens)
         ahead = i32(num_splits * i32(warps))  # the warp's next tile is so many tiles away
-        step_n, first_tile = i32(ahead * i32(TILE_N)), i32(warp * num_splits + split)
+        # the last warps first: what is left over is theirs, and they are ahead of warps 0 and 1 of each four
+        step_n, first_tile = i32(ahead * i32(TILE_N)), i32(i32(i32(warps - 1) - warp) * num_splits + split)
         begin = begin_of(i32(0), sink_tokens)
         first_n = i32(begin + first_tile * i32(TILE_N))
         entry, page_place = i64(0), i32(0)

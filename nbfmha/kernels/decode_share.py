@@ -5,8 +5,9 @@ in 16 bits      tokens [.., sink_stop), unless a window hides them all, and [rin
 in NVFP4        tokens [sink_tokens, stop), in tiles of 64 from ``begin`` on, a multiple of 64
 ==============  ====================================================================================================
 
-All of them, those in NVFP4 first, are dealt to the splits one by one, and of a split's to its warps: every warp has as many
-as any other, or one less, and where its first one is does not depend on the length unless a window hides tokens.
+All of them, those in NVFP4 first, are dealt to the splits one by one, and of a split's to its warps, the last warp first:
+every warp has as many as any other, or one less, and where its first one is does not depend on the length unless a window
+hides tokens.
 """
 
 from __future__ import annotations
