@@ -116,8 +116,9 @@ def decode(
     splits = sizes.choose_splits(
         layout, problem, max_length, num_splits, implementation=name, target=place.target,
         multiprocessors=_multiprocessors(place),
-        # an emulated machine has no time to win, and each number of warps is a kernel to compile
+        # an emulated machine has no time to win, and each number of warps and teams is a kernel to compile
         team_warps=sizes.TEAM_WARPS[:1] if place.kind == "emulated" else sizes.TEAM_WARPS,
+        teams_a_cta=(1,) if place.kind == "emulated" else sizes.TEAMS,
     )  # fmt: skip
     if problem.batch > sizes.MAX_BATCH:
         raise ValueError(message("q", f"of at most {sizes.MAX_BATCH} sequences", problem.batch, "split the batch"))

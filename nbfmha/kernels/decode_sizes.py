@@ -151,9 +151,9 @@ class Splits:
 _ROUND_US, _TILE_US, _ENDS_US, _MERGE_US, _SPLIT_US = 1.36, 0.184, 0.8, 3.93, 0.073
 
 
-def teams_of(teams: int, num_splits: int, resident: int, multiprocessors: int) -> int:
-    """Teams of a CTA, for so many ``teams`` of a split, of which an SM holds ``resident``: as many, if no SM has more of
-    them for it.
+def teams_of(teams: int, num_splits: int, resident: int, multiprocessors: int, choices: Sequence[int] = TEAMS) -> int:
+    """Teams of a CTA, one of ``choices``, for so many ``teams`` of a split, of which an SM holds ``resident``: as many, if
+    no SM has more of them for it.
 
     Of several CTAs an SM prefers the one that began first: of four alike one is done 6 % before the mean of them, the last
     one 8 % behind it, and by itself it keeps neither SM nor memory busy (H200). Teams of one CTA go at one pace.
@@ -164,7 +164,7 @@ def teams_of(teams: int, num_splits: int, resident: int, multiprocessors: int) -
         """Of an SM, with ``n`` in a CTA."""
         return n * -(-launched // (n * multiprocessors))
 
-    return next(n for n in TEAMS if n <= resident and teams % n == 0 and most(n) <= most(1))
+    return next(n for n in choices if n <= resident and teams % n == 0 and most(n) <= most(1))
 
 
 def choose_splits(
@@ -177,12 +177,13 @@ def choose_splits(
     target: Target,
     multiprocessors: int,
     team_warps: Sequence[int] = TEAM_WARPS,
+    teams_a_cta: Sequence[int] = TEAMS,
 ) -> Splits:
     """Splits and warps a team for sequences of up to ``max_length`` tokens: those that a plain model of the time likes
     best, in which teams come in waves, and the warps of an SM take a tile each in turn. A split has a tile a warp at
-    least, and all of them are there at once. ``team_warps``: those to choose from. ``num_splits``: as many, if it is
-    given. Every sequence is divided by its own length, so that a ``max_length`` far above it costs splits without tokens,
-    no more. Teams a CTA: of ``teams_of``.
+    least, and all of them are there at once. ``team_warps``, ``teams_a_cta``: those to choose from, the latter by
+    ``teams_of``. ``num_splits``: as many, if it is given. Every sequence is divided by its own length, so that a
+    ``max_length`` far above it costs splits without tokens, no more.
     """
     head_dim, rows = layout.head_dim, problem.seqlen_q * problem.qhead_per_kvhead
     q_tiles = q_tiles_of(head_dim, rows)
@@ -211,4 +212,4 @@ def choose_splits(
             time *= -(-launched // slots)
             found.append((time + (_MERGE_US + _SPLIT_US * splits if splits > 1 else 0.0), splits, warps, resident))
     _, splits, warps, resident = min(found)
-    return Splits(teams, splits, warps, teams_of(teams, splits, resident, multiprocessors))
+    return Splits(teams, splits, warps, teams_of(teams, splits, resident, multiprocessors, teams_a_cta))
