@@ -12,18 +12,18 @@ from nbfmha.kernels.decode_device import make_decode
 from nbfmha.kernels.decode_sizes import RESIDENT_WARPS, Layout, Memory, Splits, q_tiles_of, row_tiles_of
 from nbfmha.kernels.tile_paged import pages_of
 from nbfmha.kv_layout import CacheArrays
-from nbfmha.problem import Problem
+from nbfmha.problem import NO_LIMIT, Problem
 from ptx_inline.toolchain import Kernel
 
 IMPLEMENTATIONS = ("blockscale", "dequant")
 MAX_QUERIES = 16
 
 #: Types of: seq_ids, lengths, tables; q, k_mean, k_codes, k_scales as bytes; 2 flags, num_splits ... window_left; v_codes
-#: to v_sinks as bytes; out, lse; part, part_lse; sinks; tickets; 2 flags, batch_size, num_slots; softmax_scale, cap.
+#: to v_sinks as bytes; out, lse; part, part_lse; sinks; tickets; 3 flags, batch_size, num_slots; softmax_scale, cap.
 #: What is needed first stands first: constant memory comes in lines of 64 bytes, for each of which all warps wait.
 SIGNATURE = (
     *("i32*",) * 3, *("u8*",) * 4, *("i32",) * 12, *("u8*",) * 6, "u32*", "f32*", "u32*", "f32*", "f32*", "u32*",
-    *("i32",) * 4, "f32", "f32",
+    *("i32",) * 5, "f32", "f32",
 )  # fmt: skip
 
 
@@ -69,13 +69,16 @@ def launch_of(
     rows = problem.seqlen_q * group
     q_tiles, warps, (window_left, _) = q_tiles_of(head_dim, rows), splits.warps, problem.limits
     part, part_lse = parts or (None, None)
+    # whether the kernel gives hints: without splits they cost more behind kernels of others than they are worth elsewhere
+    early = seq_ids is not None and splits.num_splits > 1 and window_left >= NO_LIMIT
     given = (
         seq_ids, arrays.lengths, arrays.block_tables, q, arrays.k_mean, arrays.k_codes, arrays.k_scales,
-        int(seq_ids is not None), int(arrays.lengths is not None), splits.num_splits, row_tiles_of(head_dim, rows),
+        int(early), int(seq_ids is not None), splits.num_splits, row_tiles_of(head_dim, rows),
         problem.seqlen_q, layout.num_heads_kv, group, layout.page_size,
         0 if seq_ids is None else arrays.block_tables.shape[1], layout.recent_tokens, layout.sink_tokens, window_left,
         arrays.v_codes, arrays.v_scales, arrays.k_recent, arrays.v_recent, arrays.k_sinks, arrays.v_sinks,
-        out, lse, part, part_lse, sinks, tickets, int(lse is not None), int(sinks is not None), problem.batch,
+        out, lse, part, part_lse, sinks, tickets, int(lse is not None), int(sinks is not None),
+        int(arrays.lengths is not None), problem.batch,
         0 if seq_ids is None else arrays.block_tables.shape[0], problem.softmax_scale, problem.softcap or 0.0,
     )  # fmt: skip
     arguments = tuple(0 if argument is None else argument for argument in given)

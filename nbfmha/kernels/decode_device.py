@@ -220,10 +220,10 @@ def make_decode(
 
     @unrolled
     def decode(
-        seq_ids, lengths, tables, q, k_mean, k_codes, k_scales, paged, has_lengths, num_splits, row_tiles, q_len,
+        seq_ids, lengths, tables, q, k_mean, k_codes, k_scales, early, paged, num_splits, row_tiles, q_len,
         num_heads_kv, group, page_size, table_width, recent_tokens, sink_tokens, window_left, v_codes, v_scales, k_recent,
-        v_recent, k_sinks, v_sinks, out, lse, part, part_lse, sinks, tickets, has_lse, has_sinks, batch_size, num_slots,
-        softmax_scale, cap,
+        v_recent, k_sinks, v_sinks, out, lse, part, part_lse, sinks, tickets, has_lse, has_sinks, has_lengths, batch_size,
+        num_slots, softmax_scale, cap,
     ):  # fmt: skip
         team, thread, batch, pair, pairs, split = find_team(num_heads_kv, row_tiles)
         plain = to_shared(ffi.from_buffer(cuda.shared.array(0, u32)))
@@ -236,9 +236,8 @@ def make_decode(
         stage = unknown(pool + u32(warp_bytes) * u32(warp))
 
         launch_dependents()
-        # few CTAs, in one wave: of more most have nothing to wait for, and hints cost them time
         hints, likely = i32(0), i32(-1)
-        if whole and num_splits > i32(1) and paged != i32(0) and window_left >= i32(NO_LIMIT) and may_be_early() != u32(0):
+        if whole and early != i32(0) and may_be_early() != u32(0):
             # before all else: CTAs that begin last have no time to wait for it
             hints, likely = i32(1), peek(seq_ids, i64(batch))
         # what needs no memory: the kernel ahead may still run
