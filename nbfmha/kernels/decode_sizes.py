@@ -152,8 +152,8 @@ _ROUND_US, _TILE_US, _ENDS_US, _MERGE_US, _SPLIT_US = 1.36, 0.184, 0.8, 3.93, 0.
 
 
 def teams_of(teams: int, num_splits: int, resident: int, multiprocessors: int, choices: Sequence[int] = TEAMS) -> int:
-    """Teams of a CTA, one of ``choices``, for so many ``teams`` of a split, of which an SM holds ``resident``: as many, if
-    no SM has more of them for it.
+    """Teams of a CTA, one of ``choices``, for so many ``teams`` of a split, of which an SM holds ``resident``: as many, or
+    a half or a quarter of them, if no SM has more of them for it.
 
     Of several CTAs an SM prefers the one that began first: of four alike one is done 6 % before the mean of them, the last
     one 8 % behind it, and by itself it keeps neither SM nor memory busy (H200). Teams of one CTA go at one pace.
@@ -164,7 +164,7 @@ def teams_of(teams: int, num_splits: int, resident: int, multiprocessors: int, c
         """Of an SM, with ``n`` in a CTA."""
         return n * -(-launched // (n * multiprocessors))
 
-    return next(n for n in choices if n <= resident and teams % n == 0 and most(n) <= most(1))
+    return next(n for n in choices if resident % n == 0 and teams % n == 0 and most(n) <= most(1))
 
 
 def choose_splits(

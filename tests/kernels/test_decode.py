@@ -415,7 +415,7 @@ def test_splits_fill_an_h100(batch, length, splits, warps, teams):
     assert choose_splits(layout, sliding, length, None, **gpu).num_splits <= 2
 
 
-@pytest.mark.parametrize("resident", [1, 2, 4])
+@pytest.mark.parametrize("resident", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_splits", [1, 3])
 def test_an_sm_has_no_more_teams_for_those_of_a_cta(resident, num_splits):
     found = set()
@@ -424,10 +424,10 @@ def test_an_sm_has_no_more_teams_for_those_of_a_cta(resident, num_splits):
         ctas, rest = divmod(teams * num_splits, count)
         assert not rest
         assert teams % count == 0
-        assert count <= resident
+        assert resident % count == 0
         assert count * -(-ctas // 132) == -(-teams * num_splits // 132)
         found.add(count)
-    assert found == {n for n in (1, 2, 4) if n <= resident}
+    assert found == {n for n in (1, 2, 4) if resident % n == 0}
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
