@@ -74,7 +74,8 @@ def decode(
             never falls back.
         return_lse: also return the LSE, float32 (batch, num_heads_q, q_len), natural logarithms.
         out: an array like q to write to, in memory of its own.
-        num_splits: how many parts of the GPU share the tokens of one sequence and head; None: as many as fill the GPU.
+        num_splits: parts into which the tokens of each sequence and head are divided, read at once; None: as many as are
+            fastest by a model of the time.
 
     A query that sees no token gets 0 and an LSE of -inf (its sink where there is one). The work is queued on the library's
     current stream; nothing waits for the GPU, but for the copy of a list or of NumPy's ``sinks``.

@@ -69,7 +69,7 @@ def launch_of(
     rows = problem.seqlen_q * group
     q_tiles, warps, (window_left, _) = q_tiles_of(head_dim, rows), splits.warps, problem.limits
     part, part_lse = parts or (None, None)
-    # whether the kernel gives hints: without splits they cost more behind kernels of others than they are worth elsewhere
+    # whether the kernel gives hints (decode_hints)
     early = seq_ids is not None and splits.num_splits > 1 and window_left >= NO_LIMIT
     given = (
         seq_ids, arrays.lengths, arrays.block_tables, q, arrays.k_mean, arrays.k_codes, arrays.k_scales,
@@ -88,9 +88,8 @@ def launch_of(
     kernel = decode_kernel(implementation, head_dim, layout.dtype, q_tiles, general, pages, warps, teams)
     smem_bytes = teams * Memory(implementation, head_dim, q_tiles).bytes(warps)
     # heads first: their parts of a page are neighbours in memory
-    grid = splits.teams // problem.batch, splits.num_splits, problem.batch
-    if teams > 1:
-        grid = splits.teams // teams, splits.num_splits, 1
+    sequences = problem.batch if teams == 1 else 1  # several teams find theirs from one number, see decode_rows
+    grid = splits.teams // (sequences * teams), splits.num_splits, sequences
     return Launch(kernel, grid, (32 * warps * teams,), arguments, smem_bytes)
 
 

@@ -6,8 +6,8 @@ means that all is read once more; keys, values and queries are not read at all. 
 and a page that was freed meanwhile does no harm.
 
 Behind kernels of this package there is time for it: behind another decode, and behind an append, which lets the next kernel
-begin at once. Others end before this one begins, and what it reads early is then 0.5 us lost (H200); with no splits, where
-there is more to load, 1.3 to 2.7 us, while a pair of append and decode gains nothing. So it is for calls with splits alone.
+begin at once. Others end before this one begins, and what it reads early is then 0.5 us lost (H200). For calls with splits
+alone: without them a pair of append and decode gains 1 % at most, and 16 sequences of 8192 tokens behind others lose 3 %.
 """
 
 from __future__ import annotations
